@@ -1,0 +1,181 @@
+"""The seam: everything a service may ask of hotset.
+
+Owns: the vocabulary between the services (gRPC, REST, the SPI, the command line) and
+whatever serves them. Must not: know gRPC, HTTP or protobuf, nor how a model is loaded.
+Services hold an `Engine` and nothing else, so that the engine can move to a process
+of its own without a service noticing.
+
+Time: `deadline` is on the event loop's clock (`loop.time()`), None when the caller
+set none. Errors: only `loader.errors.LoadFailed` and `runtime.errors.Refused` and
+their kin; anything else is a bug and becomes INTERNAL with an id.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import torch
+
+from loader.manifest import ModelSpec
+
+Temperature = Literal["hit", "wait", "miss"]
+"""How a request met its model: resident; loading for somebody else; loaded for it."""
+
+State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
+"""The Open Inference Protocol's repository states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One predict. `version` empty: the latest. `outputs` empty: all of them.
+
+    `inputs`: name -> CPU tensor of the dtype and shape the client sent; the engine
+    checks them against the model.
+    """
+
+    model: str
+    inputs: Mapping[str, torch.Tensor]
+    version: str = ""
+    outputs: tuple[str, ...] = ()
+    id: str = ""
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a predict gives: CPU tensors in the model's own order of outputs."""
+
+    model: str
+    version: str
+    outputs: Sequence[tuple[str, torch.Tensor]]
+    temperature: Temperature
+
+
+@dataclass(frozen=True, slots=True)
+class IndexEntry:
+    """One line of the repository index."""
+
+    name: str
+    version: str
+    state: State
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Duration:
+    """`count` events that took `seconds` together."""
+
+    count: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStatistics:
+    """What ModelStatistics of the Triton dialect tells of one model version.
+
+    `requests` counts answered requests, `executions` forward passes (a batch is one).
+    `last_use`: seconds since the epoch, 0.0 for never. `bytes_by_tier`: e.g.
+    {"cuda:0": 1048576}.
+    """
+
+    name: str
+    version: str
+    requests: int
+    executions: int
+    last_use: float
+    success: Duration
+    fail: Duration
+    queue: Duration
+    compute: Duration
+    hits: Duration
+    misses: Duration
+    bytes_by_tier: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """One model as the cache sees it now. Ages in seconds."""
+
+    name: str
+    version: str
+    state: State
+    nbytes: int
+    tier: str
+    leases: int
+    uses: int
+    idle_s: float
+    pinned: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The whole cache at one moment. `measured`: device bytes in use as the gauge read
+    them last (all processes), None where there is no gauge."""
+
+    device: str
+    policy: str
+    capacity: int
+    held: int
+    peak_held: int
+    measured: int | None
+    waiting: int
+    uptime_s: float
+    requests: Mapping[Temperature, int]
+    loads: int
+    evictions: int
+    failures: int
+    residents: Sequence[Resident]
+
+
+class Engine(Protocol):
+    """What serves. One implementation in process (runtime/local.py)."""
+
+    @property
+    def ready(self) -> bool:
+        """True from the end of start-up until draining begins."""
+        ...
+
+    async def predict(self, request: Request) -> Answer:
+        """Lease the model (loading it if need be), run it, give the outputs."""
+        ...
+
+    async def describe(self, model: str, version: str = "") -> ModelSpec:
+        """The model's manifest, from the store if not known yet; loads nothing."""
+        ...
+
+    async def versions(self, model: str) -> Sequence[str]:
+        """Versions of a model in the store, ascending; ModelNotFound if none."""
+        ...
+
+    async def servable(self, model: str, version: str = "") -> bool:
+        """True if a predict would be tried: resident, or in the store and not failed."""
+        ...
+
+    async def load(
+        self, model: str, version: str = "", deadline: float | None = None
+    ) -> None:
+        """Make resident now; returns when it is."""
+        ...
+
+    async def unload(self, model: str, version: str = "") -> None:
+        """Make absent; returns when its bytes are free. Unknown models are a no-op."""
+        ...
+
+    def index(self, ready_only: bool = False) -> Sequence[IndexEntry]:
+        """Models this server has met (never a listing of the whole store)."""
+        ...
+
+    def statistics(
+        self, model: str = "", version: str = ""
+    ) -> Sequence[ModelStatistics]:
+        """Counters of one model, or of all met (empty name)."""
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """What is resident, and how it got there."""
+        ...
+
+    async def drain(self) -> None:
+        """Refuse new work, let leases end, cancel loads, free every byte."""
+        ...

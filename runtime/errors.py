@@ -1,0 +1,55 @@
+"""The closed family of things a request can meet besides `loader.errors`.
+
+    Refused
+    ├── BadRequest       malformed: shape, datatype, bytes, range, batch too large
+    ├── TooLarge         the model is larger than the whole budget
+    ├── NoRoom           no room now; come again after `retry_after`
+    ├── QueueFull        too many are waiting already; come again after `retry_after`
+    ├── BackingOff       the last load failed; not tried again before `retry_after`
+    ├── Draining         the server is going away
+    └── DeadlinePassed   the wait outlived the caller's deadline
+
+Owns: the sentences, each safe to show to a client. Must not: know gRPC or HTTP codes
+(runtime/status.py has the one table).
+"""
+
+
+class Refused(Exception):
+    """A request that was not served, for a reason the caller can act on."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+    @property
+    def message(self) -> str:
+        """The client-safe sentence."""
+        return str(self)
+
+
+class BadRequest(Refused):
+    """The request cannot be served by this model, whatever the server does."""
+
+
+class TooLarge(Refused):
+    """Larger than the whole budget: refused at once, nothing fetched or evicted."""
+
+
+class NoRoom(Refused):
+    """Everything resident is in use or pinned; waiting did not help."""
+
+
+class QueueFull(Refused):
+    """The bound on waiting requests is reached."""
+
+
+class BackingOff(Refused):
+    """The last load failed with something that may mend itself; not tried yet again."""
+
+
+class Draining(Refused):
+    """The server no longer accepts work."""
+
+
+class DeadlinePassed(Refused):
+    """The caller's deadline ran out while it waited."""
