@@ -149,7 +149,7 @@ class Engine(Protocol):
         ...
 
     async def servable(self, model: str, version: str = "") -> bool:
-        """True if a predict would be tried: resident, or in the store and not failed."""
+        """True if a predict would be tried: resident, or in the store, not failed."""
         ...
 
     async def load(
