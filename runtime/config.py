@@ -1,0 +1,239 @@
+"""Settings: every knob of the server, once, with its unit, default and meaning.
+
+Owns: names, types, defaults and help. Must not: act on any of them, or know where a
+value came from (runtime/sources.py). The flags of `serve` are made from the fields
+here (runtime/commands/serve.py), so that a setting is one field and nothing else.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from eviction.policies import POLICIES
+from runtime import logs
+from runtime.budget import Budget, BudgetRefused, parse_budget
+from runtime.secrets import HIDDEN, Mask, names_a_secret
+
+PREFIX = "HOTSET_"
+
+
+def _bytes(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    wrong = ValueError("write bytes, like '64MiB', '1.5GB' or '1048576'")
+    try:
+        nbytes = parse_budget(value).nbytes
+    except BudgetRefused as error:
+        raise wrong from error
+    if nbytes is None:
+        raise wrong
+    return nbytes
+
+
+def _budget(value: object) -> object:
+    return parse_budget(str(value)) if isinstance(value, (str, int, float)) else value
+
+
+def _bytes_or_auto(value: object) -> object:
+    return None if value == "auto" else _bytes(value)
+
+
+def _policy(value: object) -> object:
+    if value not in POLICIES:
+        raise ValueError(f"choose one of {', '.join(POLICIES)}")
+    return value
+
+
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
+"""A size in bytes, written '64MiB', '1.5GB' or '1048576'."""
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Interval = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """What the server is told. `title`: the placeholder that --help shows."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix=PREFIX,
+        arbitrary_types_allowed=True,
+        hide_input_in_errors=True,
+    )
+
+    store: str = Field(
+        "",
+        title="URL",
+        description="Where the models are: a folder, s3://bucket/prefix, gs://..., "
+        "az://... or memory://. Credentials come from the environment. Required.",
+    )
+    host: str = Field(
+        "127.0.0.1",
+        title="ADDRESS",
+        description="Address to listen on, gRPC and HTTP. 0.0.0.0 for all; there is no "
+        "authentication, so give that to a network you trust. Default: 127.0.0.1.",
+    )
+    grpc_port: Port = Field(
+        8081, title="PORT", description="gRPC port; 0 takes a free one. Default: 8081."
+    )
+    http_port: Port = Field(
+        8080,
+        title="PORT",
+        description="Port of health, /metrics and /hotset/status; 0 takes a free one. "
+        "Default: 8080.",
+    )
+    server_name: str = Field(
+        "hotset",
+        min_length=1,
+        max_length=128,
+        title="NAME",
+        description="Name that ServerMetadata tells. Default: hotset.",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda|cuda:\d{1,3})$",
+        title="DEVICE",
+        description="auto, cpu, or cuda:N. auto is cuda:0 where there is one, else "
+        "cpu. Default: auto.",
+    )
+    budget: Annotated[Budget, BeforeValidator(_budget)] = Field(
+        Budget(),
+        title="SIZE",
+        description="Most that models may hold on the device: a share ('80%') or bytes "
+        "('4GiB'). Never more than is really free. Default: 80%.",
+    )
+    reserve: Annotated[int | None, BeforeValidator(_bytes_or_auto)] = Field(
+        None,
+        ge=0,
+        title="SIZE",
+        description="Bytes kept free for activations ('512MiB'); auto takes 5 % of the "
+        "device within sensible bounds. Default: auto.",
+    )
+    policy: Annotated[str, BeforeValidator(_policy)] = Field(
+        "gdsf",
+        title="NAME",
+        description=f"Who leaves when room is needed: {', '.join(POLICIES)}. "
+        "Default: gdsf.",
+    )
+    patience: Seconds = Field(
+        30.0,
+        title="SECONDS",
+        description="How long a request without a deadline waits for room, in seconds. "
+        "Default: 30.",
+    )
+    max_waiting: int = Field(
+        16384,
+        ge=1,
+        title="COUNT",
+        description="Requests that may wait for models at a time; more are refused. "
+        "Default: 16384.",
+    )
+    concurrent_loads: int = Field(
+        4, ge=1, le=256, title="COUNT", description="Loads at a time. Default: 4."
+    )
+    load_timeout: Interval = Field(
+        120.0,
+        title="SECONDS",
+        description="Longest that one load may take, in seconds. Default: 120.",
+    )
+    lanes: int = Field(
+        0,
+        ge=0,
+        le=256,
+        title="COUNT",
+        description="Threads that run models; 0 chooses by cores and device. "
+        "Default: 0.",
+    )
+    batching: bool = Field(
+        True,
+        description="Run requests that wait for one model as one call, up to the "
+        "model's max_batch_size. Default: on.",
+    )
+    max_graphs: int = Field(
+        256,
+        ge=1,
+        title="COUNT",
+        description="Graphs kept ready; models of one architecture share one. "
+        "Default: 256.",
+    )
+    max_message: Bytes = Field(
+        64 << 20,
+        ge=4096,
+        le=2**31 - 1,
+        title="SIZE",
+        description="Largest gRPC message, in bytes ('64MiB'). Default: 64MiB.",
+    )
+    catalog_ttl: Seconds = Field(
+        30.0,
+        title="SECONDS",
+        description="How long a manifest is believed before the store is asked again, "
+        "in seconds. Default: 30.",
+    )
+    unknown_ttl: Seconds = Field(
+        5.0,
+        title="SECONDS",
+        description="How long an unknown name is remembered as unknown, in seconds. "
+        "Default: 5.",
+    )
+    gauge_interval: Interval = Field(
+        1.0,
+        title="SECONDS",
+        description="Time between two readings of the device's memory, in seconds. "
+        "Default: 1.",
+    )
+    grace: Seconds = Field(
+        30.0,
+        title="SECONDS",
+        description="How long requests in flight may take to end after SIGTERM, in "
+        "seconds. Default: 30.",
+    )
+    metrics_top: int = Field(
+        50,
+        ge=0,
+        le=1000,
+        title="COUNT",
+        description="Models with a label of their own in the metrics, by traffic; the "
+        "rest is _other. Default: 50.",
+    )
+    log_format: logs.Format = Field(
+        "auto",
+        title="FORMAT",
+        description="json, console, or auto: console on a terminal, else json. "
+        "Default: auto.",
+    )
+    log_level: logs.Level = Field(
+        "info",
+        title="LEVEL",
+        description="debug, info, warning or error. Default: info.",
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what the constructor is given: `load` puts the sources in order."""
+        return (init_settings,)
+
+    def shown(self) -> dict[str, str]:
+        """Every setting that has a value, as text without credentials."""
+        mask = Mask()
+        return {
+            name: HIDDEN if names_a_secret(name) else mask(str(value))
+            for name, value in self
+            if value is not None
+        }
+
+    def __repr_args__(self) -> Iterator[tuple[str, str]]:
+        yield from self.shown().items()
