@@ -13,8 +13,10 @@ gauge is read now and then and the ledger is resized to what `Tide.told` answers
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
-from runtime.vram import Reading
+if TYPE_CHECKING:  # the gauge imports torch; a command that reads a budget need not
+    from runtime.vram import Reading
 
 MIB = 1024**2
 GIB = 1024**3
@@ -76,7 +78,7 @@ def parse_budget(text: str) -> Budget:
     return Budget(nbytes=nbytes)
 
 
-def capacity(budget: Budget, reading: Reading, reserve: int) -> int:
+def capacity(budget: Budget, reading: "Reading", reserve: int) -> int:
     """Bytes that models may hold now: what is allowed, and never more than is there.
 
     `ours` is added back because what we hold is ours to reuse: it is missing from
