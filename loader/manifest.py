@@ -39,7 +39,7 @@ MAX_LABELS = 64
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_TENSOR_NAME = re.compile(r"[!-~]{1,256}")
+TENSOR_NAME = re.compile(r"[!-~]{1,256}")
 _LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{0,512}")
 _TENANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}|")
 
@@ -160,7 +160,7 @@ def _tensors(
 def _tensor(value: object, place: str, optional: tuple[str, ...]) -> TensorSpec:
     found = members(value, place, ("name", "datatype", "shape"), optional)
     name = text(
-        found["name"], f"{place}.name", _TENSOR_NAME, "printable ASCII without spaces"
+        found["name"], f"{place}.name", TENSOR_NAME, "printable ASCII without spaces"
     )
     datatype = found["datatype"]
     if not isinstance(datatype, str) or datatype not in DATATYPES:

@@ -1,0 +1,235 @@
+"""A model as a pure function over its weights: `graph.json`, read strictly.
+
+Owns: the format (docs/format.md has it in words) and its reader. Must not: load
+weights, know requests, or run anything while reading.
+
+The reader builds a `torch.fx` graph and lets fx generate the `forward` that is the hot
+path. Nothing of the file reaches that generated source but numbers, the few strings of
+`ops.STRINGS`, dtypes and memory formats: names of values are ours (`v17`), and what is
+called comes from the allow-list.
+"""
+
+import hashlib
+import linecache
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MethodType
+from typing import cast
+
+import torch
+from torch import fx
+from torch.fx import graph_module
+
+from loader import header
+from loader.arguments import Arguments, Value
+from loader.errors import ArtifactRefused
+from loader.header import MAX_TENSORS, WEIGHT_NAME, WEIGHT_NAME_MEANT
+from loader.manifest import MAX_TENSORS as MAX_INPUTS
+from loader.manifest import TENSOR_NAME, ModelSpec
+from loader.ops import Signature, signature
+from loader.strictjson import (
+    INT64_MAX,
+    array,
+    integer,
+    members,
+    parse,
+    shown,
+    text,
+)
+
+FORMAT = 1
+PLACE = "graph.json"
+
+MAX_GRAPH = 64 << 20
+MAX_NODES = 100_000
+MAX_RANK = 16
+
+WEIGHT_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype for dtype in header.DTYPES.values()
+}
+"""By torch's names; exactly what a header may hold."""
+
+_NODE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")
+_OP_NAME = re.compile(r"[A-Za-z0-9_.]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSpec:
+    """One weight as the graph wants it."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+Forward = Callable[..., tuple[torch.Tensor, ...]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """`graph(*weights, *inputs)` gives the outputs. Weights, inputs, outputs in order.
+
+    `forward` is the generated function itself, for the hot path. `digest`: SHA-256 of
+    the file; two graphs of one digest are the same function.
+    """
+
+    digest: str
+    weights: tuple[WeightSpec, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    forward: Forward = field(repr=False)
+
+    def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.forward(*tensors)
+
+    def check(self, spec: ModelSpec) -> None:
+        """Refuse a manifest whose inputs or outputs are not this graph's, in order."""
+        for key, ours, theirs in (
+            ("inputs", self.inputs, spec.inputs),
+            ("outputs", self.outputs, spec.outputs),
+        ):
+            if ours != tuple(tensor.name for tensor in theirs):
+                raise ArtifactRefused(
+                    f"model.json: {key}", f"the graph's are {', '.join(ours)}"
+                )
+
+
+def read_graph(data: bytes, device: torch.device) -> Graph:
+    """The graph of this `graph.json` for models on `device`, or ArtifactRefused."""
+    document = members(
+        parse(data, PLACE, MAX_GRAPH),
+        PLACE,
+        ("format", "weights", "inputs", "nodes", "outputs"),
+    )
+    integer(document["format"], f"{PLACE}: format", FORMAT, FORMAT)
+    reader = _Reader(device)
+    weights = reader.weights(document["weights"])
+    inputs = reader.inputs(document["inputs"])
+    reader.nodes(document["nodes"])
+    outputs = reader.outputs(document["outputs"])
+    digest = hashlib.sha256(data).hexdigest()
+    return Graph(digest, weights, inputs, outputs, _generate(reader.graph))
+
+
+class _Reader:
+    """The graph so far, and what its names stand for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.graph = fx.Graph()
+        self._device = device
+        self._values: dict[str, dict[str, Value]] = {
+            "weight": {},
+            "input": {},
+            "node": {},
+        }
+        self._arguments = Arguments(self._values)
+
+    def weights(self, value: object) -> tuple[WeightSpec, ...]:
+        """The weights, which come first in a call."""
+        specs = []
+        for index, item in enumerate(array(value, f"{PLACE}: weights", MAX_TENSORS)):
+            spec = _weight(item, f"{PLACE}: weights[{index}]")
+            self._declare("weight", spec.name, f"w{index}", f"weights[{index}]")
+            specs.append(spec)
+        return tuple(specs)
+
+    def inputs(self, value: object) -> tuple[str, ...]:
+        """The inputs, which follow the weights."""
+        names = []
+        for index, item in enumerate(array(value, f"{PLACE}: inputs", MAX_INPUTS)):
+            place = f"inputs[{index}]"
+            name = _tensor_name(item, f"{PLACE}: {place}")
+            self._declare("input", name, f"x{index}", place)
+            names.append(name)
+        return tuple(names)
+
+    def _declare(self, role: str, name: str, ours: str, place: str) -> None:
+        if name in self._values[role]:
+            raise ArtifactRefused(f"{PLACE}: {place}", f"name {shown(name)} twice")
+        self._values[role][name] = Value(self.graph.placeholder(ours), "tensor")
+
+    def nodes(self, value: object) -> None:
+        """The calls, each of which may use what stands before it."""
+        for index, item in enumerate(array(value, f"{PLACE}: nodes", MAX_NODES)):
+            self._node(index, item)
+
+    def _node(self, index: int, value: object) -> None:
+        place = f"{PLACE}: node {index}"
+        found = members(value, place, ("name", "op", "args"), ("kwargs",))
+        name = text(found["name"], place, _NODE_NAME, "a node's name")
+        place = f"{place} '{name}'"
+        if name in self._values["node"]:
+            raise ArtifactRefused(place, "this name is taken")
+        op = text(found["op"], place, _OP_NAME, "the name of an op")
+        known = signature(op)
+        if known is None:
+            raise ArtifactRefused(place, f"op {op} is not allowed")
+        args, kwargs = self._arguments.read(
+            op, known, found["args"], found.get("kwargs", {}), place
+        )
+        made = self._call(known, f"v{index}", args, kwargs)
+        self._values["node"][name] = Value(made, known.kind, known.gives)
+
+    def _call(
+        self,
+        known: Signature,
+        ours: str,
+        args: tuple[fx.node.Argument, ...],
+        kwargs: Mapping[str, fx.node.Argument],
+    ) -> fx.Node:
+        if isinstance(known.target, str):
+            return self.graph.create_node("call_method", known.target, args, name=ours)
+        placed = {"device": self._device} if known.makes else {}
+        return self.graph.create_node(
+            "call_function", known.target, args, {**kwargs, **placed}, name=ours
+        )
+
+    def outputs(self, value: object) -> tuple[str, ...]:
+        """What the graph returns, by the names of the manifest."""
+        names: list[str] = []
+        results: list[fx.Node] = []
+        for index, item in enumerate(array(value, f"{PLACE}: outputs", MAX_INPUTS)):
+            place = f"{PLACE}: outputs[{index}]"
+            found = members(item, place, ("name", "value"))
+            name = _tensor_name(found["name"], f"{place}.name")
+            if name in names:
+                raise ArtifactRefused(place, f"name {shown(name)} twice")
+            names.append(name)
+            results.append(self._arguments.tensor(found["value"], f"{place}.value"))
+        if not names:
+            raise ArtifactRefused(f"{PLACE}: outputs", "must have at least one")
+        self.graph.output(tuple(results))
+        return tuple(names)
+
+
+def _tensor_name(value: object, place: str) -> str:
+    return text(value, place, TENSOR_NAME, "printable ASCII without spaces")
+
+
+def _weight(value: object, place: str) -> WeightSpec:
+    found = members(value, place, ("name", "dtype", "shape"))
+    name = text(found["name"], f"{place}.name", WEIGHT_NAME, WEIGHT_NAME_MEANT)
+    kind = found["dtype"]
+    dtype = WEIGHT_DTYPES.get(kind) if isinstance(kind, str) else None
+    if dtype is None:
+        raise ArtifactRefused(f"{place}.dtype", f"{shown(kind)} is no dtype")
+    shape = tuple(
+        integer(dim, f"{place}.shape", 0, INT64_MAX)
+        for dim in array(found["shape"], f"{place}.shape", MAX_RANK)
+    )
+    return WeightSpec(name, dtype, shape)
+
+
+def _generate(graph: fx.Graph) -> Forward:
+    """fx writes and compiles `forward`; nothing of the text is kept.
+
+    fx files each source it compiles for tracebacks, for ever: a server that reads
+    graphs for months would grow by each.
+    """
+    module = fx.GraphModule(torch.nn.Module(), graph, class_name="Forward")
+    method = cast(MethodType, module.forward)
+    source = method.__code__.co_filename
+    linecache.cache.pop(source, None)
+    graph_module._loader.eval_cache.pop(source, None)
+    return method
