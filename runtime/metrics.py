@@ -1,0 +1,230 @@
+"""Every metric: its name, its unit, its help, once.
+
+Owns: the page that Prometheus reads. Must not: count (runtime/counts.py does, on the
+loop), or ask the engine anything: the snapshot is taken on the loop and handed in.
+
+Names follow Prometheus' own rules (unit in the name, `_total` on counters, seconds and
+bytes). The hit ratio is hits by answers:
+
+    sum(rate(hotset_requests_total{temperature="hit"}[5m]))
+      / sum(rate(hotset_requests_total{outcome="ok"}[5m]))
+
+Sums over models are exact in `hotset_requests_total`, not in `hotset_model_...`: a
+model that loses its label takes its series with it.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, GCCollector, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+
+from runtime.counts import Counts
+from runtime.engine import Snapshot
+from runtime.histogram import OTHER, Histogram, Words
+
+T = TypeVar("T", bound=str)
+
+
+class Metrics:
+    """The page. `version`: of hotset, for hotset_info."""
+
+    def __init__(self, counts: Counts, version: str) -> None:
+        self._counts = counts
+        self._version = version
+        self._process = CollectorRegistry(auto_describe=False)
+        ProcessCollector(registry=self._process)
+        GCCollector(registry=self._process)
+
+    def page(self, snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
+        """The page and its content type, in the format that `accept` asks for."""
+        encode, content_type = choose_encoder(accept)
+        return encode(_Families(lambda: self.collect(snapshot))), content_type
+
+    def collect(self, snapshot: Snapshot) -> Iterator[Metric]:
+        """Every family, with `snapshot` for what is and the counts for what was."""
+        about = {"device": snapshot.device, "policy": snapshot.policy}
+        about["version"] = self._version
+        yield InfoMetricFamily("hotset", "What runs here.", value=about)
+        yield from self._requests()
+        yield from self._work()
+        yield from self._comings_and_goings()
+        yield from _now(snapshot)
+        yield from self._by_model(snapshot)
+        yield from self._process.collect()
+
+    def _requests(self) -> Iterator[Metric]:
+        counts = self._counts
+        requests = CounterMetricFamily(
+            "hotset_requests",
+            "Predicts by outcome (ok, or why refused) and, if ok, by how they met "
+            "their model: hit (resident), wait (being loaded), miss (loaded for it).",
+            labels=("outcome", "temperature"),
+        )
+        for temperature, latency in counts.latency.items():
+            requests.add_metric(("ok", temperature), latency.count)
+        for outcome, count in counts.refusals.read().items():
+            requests.add_metric((outcome, ""), count)
+        yield requests
+        yield _histograms(
+            "hotset_request_duration_seconds",
+            "From a predict's arrival to its answer, by temperature (hit is hot, wait "
+            "and miss are cold).",
+            "temperature",
+            counts.latency,
+        )
+
+    def _work(self) -> Iterator[Metric]:
+        counts = self._counts
+        yield _histogram(
+            "hotset_queue_wait_seconds",
+            "How long requests waited for a lane, their model being resident.",
+            counts.queue,
+        )
+        yield _histogram(
+            "hotset_compute_duration_seconds", "One forward pass.", counts.compute
+        )
+        yield _histogram(
+            "hotset_batch_requests",
+            "Requests that one forward pass served.",
+            counts.batch,
+        )
+        yield _counter("hotset_rows", "Rows answered (batch dimension).", counts.rows)
+
+    def _comings_and_goings(self) -> Iterator[Metric]:
+        counts = self._counts
+        yield _counters(
+            "hotset_loads",
+            "Loads by outcome: ok, or the kind of failure.",
+            "outcome",
+            counts.loads,
+        )
+        yield _histogram(
+            "hotset_load_duration_seconds",
+            "From the wish to load until ready, the wait for room included.",
+            counts.load,
+        )
+        yield _histograms(
+            "hotset_load_phase_duration_seconds",
+            "Phases of a load: fetch (store to memory), verify (digest), copy (to its "
+            "place on the device).",
+            "phase",
+            counts.phases,
+        )
+        yield _counter("hotset_loaded_bytes", "Bytes brought in.", counts.loaded_bytes)
+        yield _counters(
+            "hotset_evictions",
+            "Models taken out, by reason.",
+            "reason",
+            counts.evictions,
+        )
+        yield _counter("hotset_evicted_bytes", "Bytes given up.", counts.evicted_bytes)
+
+    def _by_model(self, snapshot: Snapshot) -> Iterator[Metric]:
+        counts = self._counts
+        requests = CounterMetricFamily(
+            "hotset_model_requests",
+            "Predicts of the models with the most traffic; all others are _other.",
+            labels=("model", "outcome", "temperature"),
+        )
+        latency = HistogramMetricFamily(
+            "hotset_model_request_duration_seconds",
+            "From arrival to answer, by model.",
+            labels=("model",),
+        )
+        compute = CounterMetricFamily(
+            "hotset_model_compute_seconds",
+            "Time spent in forward passes, by model.",
+            labels=("model",),
+        )
+        held = GaugeMetricFamily(
+            "hotset_model_held_bytes", "Device bytes held, by model.", labels=("model",)
+        )
+        sizes = _sizes(snapshot, lambda name: counts.models.seen(name) is not None)
+        for model, record in counts.models.all():
+            for temperature, count in record.answered.items():
+                requests.add_metric((model, "ok", temperature), count)
+            requests.add_metric((model, "refused", ""), record.refused)
+            latency.add_metric((model,), record.latency.buckets(), record.latency.total)
+            compute.add_metric((model,), record.compute_s)
+            held.add_metric((model,), sizes.get(model, 0))
+        yield from (requests, latency, compute, held)
+
+
+@dataclass(frozen=True, slots=True)
+class _Families:
+    """What an encoder asks of a registry: everything, once."""
+
+    collect: Callable[[], Iterator[Metric]]
+
+
+def _now(snapshot: Snapshot) -> Iterator[Metric]:
+    """What is, as opposed to what was."""
+    gauges = (
+        ("hotset_memory_budget_bytes", "Device bytes that models may hold now.",
+         snapshot.capacity),
+        ("hotset_memory_held_bytes", "Device bytes booked for models.", snapshot.held),
+        ("hotset_memory_held_peak_bytes", "The most ever held.", snapshot.peak_held),
+        ("hotset_waiting_requests", "Predicts waiting for a model to be resident.",
+         snapshot.waiting),
+        ("hotset_uptime_seconds", "Since the engine started.", snapshot.uptime_s),
+    )  # fmt: skip
+    for name, text, value in gauges:
+        yield GaugeMetricFamily(name, text, value=value)
+    if snapshot.measured is not None:
+        yield GaugeMetricFamily(
+            "hotset_memory_measured_bytes",
+            "Device bytes in use as measured, all processes.",
+            value=snapshot.measured,
+        )
+    states = Words("READY", "LOADING", "UNLOADING", "UNAVAILABLE")
+    for resident in snapshot.residents:
+        states.add(resident.state)
+    residents = GaugeMetricFamily(
+        "hotset_residents", "Models in memory, or on their way.", labels=("state",)
+    )
+    for state, count in states.read().items():
+        residents.add_metric((state,), count)
+    yield residents
+
+
+def _sizes(snapshot: Snapshot, known: Callable[[str], bool]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for resident in snapshot.residents:
+        name = resident.name if known(resident.name) else OTHER
+        sizes[name] = sizes.get(name, 0) + resident.nbytes
+    return sizes
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _counters(name: str, text: str, label: str, words: Words) -> Metric:
+    family = CounterMetricFamily(name, text, labels=(label,))
+    for word, count in words.read().items():
+        family.add_metric((word,), count)
+    return family
+
+
+def _histogram(name: str, text: str, histogram: Histogram) -> Metric:
+    family = HistogramMetricFamily(name, text)
+    family.add_metric((), histogram.buckets(), histogram.total)
+    return family
+
+
+def _histograms(
+    name: str, text: str, label: str, histograms: Mapping[T, Histogram]
+) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=(label,))
+    for word, histogram in histograms.items():
+        family.add_metric((word,), histogram.buckets(), histogram.total)
+    return family
