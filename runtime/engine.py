@@ -12,11 +12,12 @@ their kin; anything else is a bug and becomes INTERNAL with an id.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
-
-import torch
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from loader.manifest import ModelSpec
+
+if TYPE_CHECKING:  # named only: `hotset top` reads a Snapshot and needs no torch
+    import torch
 
 Temperature = Literal["hit", "wait", "miss"]
 """How a request met its model: resident; loading for somebody else; loaded for it."""
@@ -34,7 +35,7 @@ class Request:
     """
 
     model: str
-    inputs: Mapping[str, torch.Tensor]
+    inputs: Mapping[str, "torch.Tensor"]
     version: str = ""
     outputs: tuple[str, ...] = ()
     id: str = ""
@@ -47,7 +48,7 @@ class Answer:
 
     model: str
     version: str
-    outputs: Sequence[tuple[str, torch.Tensor]]
+    outputs: Sequence[tuple[str, "torch.Tensor"]]
     temperature: Temperature
 
 
