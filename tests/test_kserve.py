@@ -298,7 +298,8 @@ def pair_faults(runtime: Document, initializer: Document, isvc: Document) -> lis
             predictor, "deploymentStrategy", "rollingUpdate", "maxSurge"
         )
         == 0,
-        "service links overwrite HOTSET_*": predictor["enableServiceLinks"] is False,
+        "service links write HOTSET_* of their own": predictor["enableServiceLinks"]
+        is False,
         "KServe refuses or rewrites these names": not env.keys()
         & {"PYTHONPATH", "STORAGE_URI"},
         "secrets come by reference": not any(
