@@ -26,6 +26,8 @@ class LoadFailed(Exception):
     """
 
     lasts: ClassVar[float] = 5.0
+    transient: ClassVar[bool] = False
+    """True if the same load may well succeed a moment later."""
 
     @property
     def message(self) -> str:
@@ -68,6 +70,7 @@ class StoreUnreachable(LoadFailed):
     """The store did not answer in time, or answered with a fault of its own."""
 
     lasts = 2.0
+    transient = True
 
 
 class StoreDenied(StoreUnreachable):
@@ -80,6 +83,7 @@ class DeviceFull(LoadFailed):
     """The device allocator had no room although the ledger did."""
 
     lasts = 1.0
+    transient = True
 
 
 class DeviceLost(LoadFailed):

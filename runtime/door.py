@@ -1,0 +1,86 @@
+"""The door: loads ask for room here and are let in one after the other.
+
+Owns: the queue of those who want in, the slots of loads under way, and the booking of
+a load's bound in the breath it is let in. Must not: choose victims or load anything;
+it says how many bytes the first in line lacks, the cache sees to it.
+
+First come, first served, on purpose: letting small models overtake a big one that
+waits would starve it for as long as small ones keep coming.
+"""
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+from eviction.ledger import Ledger
+
+
+@dataclass(eq=False, slots=True)
+class Want:
+    """Somebody in line: room for `need` bytes for `key`, please."""
+
+    key: str
+    need: int
+    admitted: asyncio.Future[None]
+
+
+class Door:
+    """A FIFO before the ledger, with `slots` loads at once behind it."""
+
+    def __init__(self, ledger: Ledger, slots: int) -> None:
+        self._ledger = ledger
+        self._line: deque[Want] = deque()
+        self._slots = slots
+        self.loads = 0
+        """Loads let in and not ended yet."""
+
+    def __len__(self) -> int:
+        return len(self._line)
+
+    def __contains__(self, key: object) -> bool:
+        return any(want.key == key for want in self._line)
+
+    def stand(self, key: str, need: int) -> Want:
+        """Get in line."""
+        want = Want(key, need, asyncio.get_running_loop().create_future())
+        self._line.append(want)
+        return want
+
+    async def enter(self, want: Want) -> None:
+        """Wait to be let in; from then on `leave` is owed.
+
+        Cancelled while in line: out of the line. Cancelled in the very turn of being
+        let in: the slot goes back, the booking is the caller's to release.
+        """
+        try:
+            await want.admitted
+        except asyncio.CancelledError:
+            if want.admitted.cancelled():
+                if want in self._line:
+                    self._line.remove(want)
+            else:
+                self.leave()
+            raise
+
+    def leave(self) -> None:
+        """A load that was let in has ended, however."""
+        self.loads -= 1
+
+    def admit(self) -> int:
+        """Let in whom there is room for, in order; gives the bytes the next one lacks.
+
+        0 if nobody is left in line, or if the next one lacks a slot and not room.
+        """
+        while self._line and self.loads < self._slots:
+            want = self._line[0]
+            if want.admitted.done():  # cancelled in this turn of the loop
+                self._line.popleft()
+                continue
+            short = want.need - self._ledger.free
+            if short > 0:
+                return short
+            self._line.popleft()
+            self._ledger.hold(want.key, want.need)
+            self.loads += 1
+            want.admitted.set_result(None)
+        return 0

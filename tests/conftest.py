@@ -1,0 +1,27 @@
+"""What every test has: quiet logs, one thread a torch call, and no GPU by accident."""
+
+import pytest
+import structlog
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def quiet_logs():
+    """Log lines go nowhere, unless a test configures structlog for itself."""
+    structlog.configure(
+        processors=[structlog.testing.LogCapture()],
+        cache_logger_on_first_use=False,
+    )
+    yield
+    structlog.reset_defaults()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`gpu` tests skip, saying so, where there is no GPU."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

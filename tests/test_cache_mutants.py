@@ -1,0 +1,149 @@
+"""Would the stress notice? Each mutant is the cache with one known bug put back.
+
+Every line is a bug somebody's server had, or one met while this cache was written; the
+stress must catch each of them within SEEDS seeds. A line that no longer applies to the
+source fails, so the list stays true.
+"""
+
+import importlib
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from tests import test_cache_stress
+
+SEEDS = 120
+ROOT = Path(__file__).parent.parent
+MODULES = ["runtime.residency", "runtime.door", "runtime.failures", "runtime.lease",
+           "runtime.cache"]  # fmt: skip
+
+MUTANTS = {
+    "a waiter is no lease": (
+        "runtime.lease",
+        "            await self._until(residency.arrival, residency)\n",
+        "            residency.give_back()\n"
+        "            await self._until(residency.arrival, residency)\n"
+        "            residency.take()\n",
+    ),
+    "models in use may leave": (
+        "runtime.cache",
+        "if residency.stage is not Stage.READY or residency.leases:",
+        "if residency.stage is not Stage.READY:",
+    ),
+    "an unload does not wait for leases": (
+        "runtime.cache",
+        "        while residency.leases:\n            await residency.idle.wait()\n",
+        "",
+    ),
+    "bytes are free before they are": (
+        "runtime.cache",
+        "        await self._loader.unload(model)\n        self._leaving_bytes",
+        "        self.ledger.hold(key, 0)\n"
+        "        self._reconsider()\n"
+        "        await self._loader.unload(model)\n        self._leaving_bytes",
+    ),
+    "a failed load keeps its booking": (
+        "runtime.cache",
+        "            if spec.key in self.ledger:\n"
+        "                self.ledger.release(spec.key)\n",
+        "",
+    ),
+    "a load nobody wants goes on": (
+        "runtime.cache",
+        "        residency.task.cancel()\n",
+        "        pass\n",
+    ),
+    "nobody is told that room came": (
+        "runtime.cache",
+        "        self._observer.evicted(residency.spec, nbytes, reason)\n"
+        "        self._reconsider()\n",
+        "        self._observer.evicted(residency.spec, nbytes, reason)\n",
+    ),
+    "a cancelled load keeps its slot": (
+        "runtime.door",
+        "            else:\n                self.leave()\n",
+        "",
+    ),
+    "the door books nothing": (
+        "runtime.door",
+        "            self._ledger.hold(want.key, want.need)\n",
+        "",
+    ),
+    "no bound on loads at once": (
+        "runtime.door",
+        "while self._line and self.loads < self._slots:",
+        "while self._line:",
+    ),
+    "a deadline kills the load for all": (
+        "runtime.lease",
+        "        done, _ = await asyncio.wait((future,), timeout=left)\n",
+        "        try:\n"
+        "            return await asyncio.wait_for(future, left)\n"
+        "        except TimeoutError:\n"
+        "            done = ()\n",
+    ),
+    "who waits for a leaving model takes it": (
+        "runtime.lease",
+        "if residency.stage is not Stage.LEAVING:",
+        "if True:",
+    ),
+    "a drain forgets the loads": (
+        "runtime.cache",
+        "            if residency.stage is Stage.LOADING:\n"
+        "                self._abandon(residency, Draining",
+        "            if False:\n                self._abandon(residency, Draining",
+    ),
+    "a second load of the same model": (
+        "runtime.lease",
+        "                if residency is None:\n",
+        "                if residency is None or residency.stage is Stage.LOADING:\n",
+    ),
+    "a failure leaves its waiters waiting": (
+        "runtime.cache",
+        "            residency.arrival.set_exception(error)\n\n",
+        "\n",
+    ),
+}
+
+
+@pytest.fixture
+def restored():
+    kept = {name: sys.modules[name] for name in MODULES}
+    yield
+    sys.modules.update(kept)
+
+
+def rebuild(mutant: str) -> types.ModuleType:
+    """The cache's modules anew, one of them changed."""
+    target, old, new = MUTANTS[mutant]
+    for name in MODULES:
+        path = ROOT / (name.replace(".", "/") + ".py")
+        source = path.read_text()
+        if name == target:
+            assert source.count(old) == 1, f"'{mutant}' does not apply any more"
+            source = source.replace(old, new)
+        module = types.ModuleType(name)
+        module.__file__ = str(path)
+        sys.modules[name] = module
+        exec(compile(source, f"{name} ({mutant})", "exec"), module.__dict__)
+    return sys.modules["runtime.cache"]
+
+
+@pytest.mark.stress
+@pytest.mark.timeout(120)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_stress_catches(mutant: str, restored, monkeypatch) -> None:
+    cache = rebuild(mutant)
+    monkeypatch.setattr(test_cache_stress, "ModelCache", cache.ModelCache)
+    monkeypatch.setattr(test_cache_stress, "Bounds", cache.Bounds)
+    invariants = importlib.import_module("tests.invariants")
+    monkeypatch.setattr(invariants, "Stage", sys.modules["runtime.residency"].Stage)
+    for seed in range(SEEDS):
+        try:
+            test_cache_stress.run(seed, "gdsf")
+        except BaseException:  # noqa: BLE001 - Deadlock and AssertionError alike
+            return
+    pytest.fail(f"{SEEDS} seeds and nobody noticed that {mutant}")
