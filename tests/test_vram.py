@@ -1,6 +1,7 @@
 """The gauge and the budget, over a fake NVML, a fake host and a fake CUDA."""
 
 import inspect
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from decimal import Decimal
@@ -33,6 +34,8 @@ from runtime.vram import (
     open_gauge,
 )
 from tests.fake_nvml import Card, FakeNvml, FakeNvmlOfOld, Slice
+
+ROOT = Path(__file__).parents[1]
 
 A100 = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
 H200 = "GPU-20bed2f5-819b-69ad-8d42-d3e1446080c1"
@@ -540,6 +543,11 @@ def test_a_budget_is_read_as_people_write_it(text: str, of_10_gib: int) -> None:
 def test_a_budget_that_cannot_be_meant_is_refused_with_examples(text: str) -> None:
     with pytest.raises(BudgetRefused, match="write a share of the device like '80%'"):
         parse_budget(text)
+
+
+def test_budgets_are_parsed_without_waiting_for_torch() -> None:
+    code = "import sys, runtime.budget; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_a_budget_prints_as_it_was_meant() -> None:
