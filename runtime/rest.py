@@ -1,0 +1,189 @@
+"""HTTP: health, metrics, the status report.
+
+    GET /v2  /v2/health/live  /v2/health/ready      Open Inference Protocol
+    GET /metrics                                    Prometheus or OpenMetrics
+    GET /hotset/status                              what `hotset top` shows
+    GET /                                           {"status": "alive"}
+
+Owns: the routes and the HTTP server. Must not: know more of hotset than an `Engine`,
+steal the process' signals, or do work on the loop that a thread can do.
+
+The server runs on the engine's own event loop, on purpose: a liveness probe should
+fail when that loop is stuck, and a snapshot is only true on the loop that owns the
+cache. What takes milliseconds (a metrics page) is made in a thread.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from runtime.engine import Engine
+from runtime.metrics import Metrics
+from runtime.report import About, Report, encode
+from runtime.status import answer_to
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+FRESH = {"cache-control": "no-store"}
+BACKLOG = 128
+IDLE_S = 65
+"""Connections that are idle for so long are closed; load balancers keep theirs 60 s."""
+LARGEST_HEAD = 16 * 1024
+"""Bytes of a request line with its headers. No route here reads a body."""
+CONCURRENT = 512
+"""Connections at a time; more are told 503. Probes and scrapers are few."""
+LAST_WORDS_S = 1
+"""Given to answers that are being written when serving ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What `/v2` tells of this server."""
+
+    name: str
+    version: str
+    extensions: Sequence[str] = ()
+
+
+class CannotListen(Exception):
+    """The address is taken, or is not ours to take."""
+
+
+def application(engine: Engine, metrics: Metrics, info: ServerInfo) -> Starlette:
+    """The routes over an engine."""
+
+    async def alive(_: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def server(_: Request) -> Response:
+        return JSONResponse(
+            {
+                "name": info.name,
+                "version": info.version,
+                "extensions": list(info.extensions),
+            }
+        )
+
+    # Clients differ in which key they look for: both, in both answers.
+    async def live(_: Request) -> Response:
+        return JSONResponse({"live": True, "ready": engine.ready})
+
+    async def ready(_: Request) -> Response:
+        is_ready = engine.ready
+        return JSONResponse({"ready": is_ready, "live": True}, 200 if is_ready else 503)
+
+    async def exposition(request: Request) -> Response:
+        snapshot = engine.snapshot()
+        accept = request.headers.get("accept", "")
+        page, content_type = await asyncio.to_thread(metrics.page, snapshot, accept)
+        return Response(page, headers={"content-type": content_type})
+
+    async def status(_: Request) -> Response:
+        about = About(info.name, info.version, engine.ready)
+        report = Report(about, engine.snapshot())
+        body = await asyncio.to_thread(encode, report)
+        return Response(body, headers=FRESH, media_type="application/json")
+
+    routes = {
+        "/": alive,
+        "/v2": server,
+        "/v2/health/live": live,
+        "/v2/health/ready": ready,
+        "/metrics": exposition,
+        "/hotset/status": status,
+    }
+    return Starlette(
+        routes=[Route(path, _answering(function)) for path, function in routes.items()],
+        exception_handlers={HTTPException: _refusal},
+    )
+
+
+async def _refusal(_: Request, error: Exception) -> Response:
+    """404 and 405, as JSON like every other answer."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse(
+        {"error": error.detail}, error.status_code, headers=error.headers
+    )
+
+
+def _answering(function: Endpoint) -> Endpoint:
+    """Errors told as the one table says, which logs what it does not tell."""
+
+    async def answer(request: Request) -> Response:
+        try:
+            return await function(request)
+        except Exception as error:  # noqa: BLE001 - nothing may leave as a stack trace
+            status = answer_to(error, f"GET {request.url.path}")
+            return JSONResponse({"error": status.text}, status.http)
+
+    return answer
+
+
+@contextlib.asynccontextmanager
+async def listening(app: Starlette, host: str, port: int) -> AsyncIterator[int]:
+    """Serve `app` while the block runs; gives the port it got (0 takes a free one).
+
+    Raises CannotListen. If the server dies by itself, leaving the block raises why.
+    """
+    server = _Embedded(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            proxy_headers=False,
+            ws="none",
+            backlog=BACKLOG,
+            timeout_keep_alive=IDLE_S,
+            timeout_graceful_shutdown=LAST_WORDS_S,
+            h11_max_incomplete_event_size=LARGEST_HEAD,
+            http="h11",
+            limit_concurrency=CONCURRENT,
+        )
+    )
+    listener = _listen(host, port)
+    serving = asyncio.create_task(server.serve([listener]))
+    try:
+        # It listens already: who connects before the server is up is answered then.
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await serving
+
+
+class _Embedded(uvicorn.Server):
+    """A server that is a part of a process: signals are its owner's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take none."""
+        yield
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket, bound before anything is promised."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    # A restart must not wait for the connections of the last run to time out.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise CannotListen(
+            f"cannot listen on {host}:{port}: is another server there already?"
+        ) from error
+    listener.setblocking(False)
+    return listener
