@@ -1,0 +1,72 @@
+"""The shelf of graphs: each is fetched and read once, whoever shares it.
+
+Owns: the graphs in memory by digest, one flight a digest. Must not: know weights.
+"""
+
+import asyncio
+import hashlib
+from concurrent.futures import Executor
+
+import torch
+from cachetools import LRUCache
+
+from loader.errors import ArtifactRefused
+from loader.graph import Graph, read_graph
+from loader.manifest import ModelSpec
+from loader.store import Missing, Store
+from loader.threads import to_its_end
+
+
+class GraphShelf:
+    """At most `capacity` graphs that no resident model uses; those in use live on."""
+
+    def __init__(
+        self,
+        store: Store,
+        device: torch.device,
+        executor: Executor,
+        capacity: int = 256,
+    ) -> None:
+        self._store = store
+        self._device = device
+        self._executor = executor
+        self._read: LRUCache[str, Graph] = LRUCache(capacity)
+        self._coming: dict[str, asyncio.Task[Graph]] = {}
+
+    async def get(self, spec: ModelSpec) -> Graph:
+        """The graph of a model. Raises ArtifactRefused, StoreUnreachable."""
+        digest = spec.graph.sha256
+        graph = self._read.get(digest)
+        if graph is not None:
+            return graph
+        task = self._coming.get(digest)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._bring(spec))
+            self._coming[digest] = task
+            task.add_done_callback(lambda t: self._put(digest, t))
+        # shield: the first to ask may leave; the others still want the graph.
+        return await asyncio.shield(task)
+
+    async def _bring(self, spec: ModelSpec) -> Graph:
+        place = spec.graph.name
+        try:
+            data = await self._store.small(f"{spec.directory}/{place}")
+        except Missing as error:
+            raise ArtifactRefused(place, "is missing from the store") from error
+        except ValueError as error:
+            raise ArtifactRefused(place, str(error)) from error
+        if hashlib.sha256(data).hexdigest() != spec.graph.sha256:
+            raise ArtifactRefused(place, "its SHA-256 is not the one in model.json")
+        return await to_its_end(self._executor, read_graph, data, self._device)
+
+    def _put(self, digest: str, task: asyncio.Task[Graph]) -> None:
+        del self._coming[digest]
+        if not task.cancelled() and task.exception() is None:
+            self._read[digest] = task.result()
+
+    async def aclose(self) -> None:
+        """Wait for what is under way."""
+        for task in list(self._coming.values()):
+            task.cancel()
+        if self._coming:
+            await asyncio.wait(self._coming.values())

@@ -1,0 +1,211 @@
+"""The object store: a URL, and what may be read below it.
+
+Owns: the connection (obstore), the paths, the translation of faults into our errors.
+Must not: know what the files mean, cache anything, or list more than it is asked for.
+
+Credentials come from the environment, under the names that KServe's secrets use as
+well as the platforms' own; they never appear in an error or a repr.
+"""
+
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import obstore
+from obstore import exceptions as faults
+from obstore.store import LocalStore, MemoryStore, from_url
+
+from loader.errors import StoreDenied, StoreUnreachable
+
+if TYPE_CHECKING:
+    from obstore import Bytes, GetOptions
+    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+
+SCHEMES = ("file", "memory", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
+"""No http(s): a store must list versions, and a URL to any host would be an SSRF."""
+
+MAX_SMALL_FILE = 32 << 20
+"""Bytes of a manifest or graph at most; a graph of 1.7 k nodes has 0.4 MB."""
+
+RETRIES: "RetryConfig" = {
+    "max_retries": 3,
+    "retry_timeout": timedelta(seconds=15),
+    "backoff": {
+        "init_backoff": timedelta(milliseconds=50),
+        "max_backoff": timedelta(seconds=2),
+        "base": 2,
+    },
+}
+"""obstore's own default retries for three minutes; a request waits for us meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A range of an object, with what the store said of the whole."""
+
+    data: "Bytes"
+    size: int
+    etag: str | None
+
+
+class Missing(Exception):
+    """There is no object at that path. The caller knows what that means."""
+
+
+class Changed(Exception):
+    """The object is another one than when its first range was read."""
+
+
+class Store:
+    """Objects below one URL. Every method may raise StoreUnreachable or StoreDenied."""
+
+    def __init__(self, backend: "ObjectStore", scheme: str) -> None:
+        self._backend = backend
+        self.scheme = scheme
+
+    @classmethod
+    def open(cls, url: str, environ: Mapping[str, str] = os.environ) -> "Store":
+        """A store for `url`: a local folder, file://, s3://, gs://, az:// or memory://.
+
+        Raises ValueError, saying what to do, for a URL that is none of these.
+        """
+        if "://" not in url:
+            folder = Path(url).expanduser()
+            if not folder.is_dir():
+                raise ValueError(f"--store {url}: there is no such folder")
+            return cls(LocalStore(folder), "file")
+        scheme = urlsplit(url).scheme.lower()
+        if scheme not in SCHEMES:
+            raise ValueError(
+                f"--store: '{scheme}://' is not a kind of store hotset reads; use a "
+                f"folder or one of {', '.join(s + '://' for s in SCHEMES[:5])}"
+            )
+        if scheme == "memory":
+            return cls(MemoryStore(), scheme)
+        if scheme == "file":
+            return cls.open(urlsplit(url).path, environ)
+        config = s3_config(environ) if scheme in ("s3", "s3a") else {}
+        try:
+            backend = from_url(
+                url,
+                config=config or None,  # type: ignore[arg-type]
+                client_options=client_options(environ),
+                retry_config=RETRIES,
+            )
+        except (faults.BaseError, ValueError) as error:
+            raise ValueError(
+                f"--store: this {scheme}:// URL and its environment do not make a store"
+            ) from error
+        return cls(backend, scheme)
+
+    async def small(self, path: str, limit: int = MAX_SMALL_FILE) -> bytes:
+        """A whole small object. Raises Missing; ValueError if larger than `limit`."""
+        with translated():
+            result = await obstore.get_async(self._backend, path)
+            if result.meta["size"] > limit:
+                raise ValueError(f"has {result.meta['size']} bytes, limit {limit}")
+            return bytes(await result.bytes_async())
+
+    async def chunk(
+        self, path: str, start: int, end: int, etag: str | None = None
+    ) -> Chunk:
+        """Bytes `[start, end)`; Changed if `etag` is given and is no longer true."""
+        options: GetOptions = {"range": (start, end)}
+        if etag is not None:
+            options["if_match"] = etag
+        with translated():
+            result = await obstore.get_async(self._backend, path, options=options)
+            meta = result.meta
+            data = await result.bytes_async()
+        return Chunk(data, meta["size"], meta["e_tag"])
+
+    async def put(self, path: str, data: bytes) -> None:
+        """Write an object (packing and the demo; the server never writes)."""
+        with translated():
+            await obstore.put_async(self._backend, path, data)
+
+    async def children(self, folder: str) -> tuple[list[str], list[str]]:
+        """Names of the folders and of the objects directly below `folder`."""
+        with translated():
+            found = await obstore.list_with_delimiter_async(self._backend, folder)
+        folders = [prefix.rstrip("/").rsplit("/", 1)[-1]
+                   for prefix in found["common_prefixes"]]  # fmt: skip
+        objects = [meta["path"].rsplit("/", 1)[-1] for meta in found["objects"]]
+        return folders, objects
+
+    async def models(self, prefix: str = "") -> AsyncIterator[str]:
+        """Names of the models, in the store's order, as they are found."""
+        last = ""
+        with translated():
+            async for batch in obstore.list(self._backend, chunk_size=1000):
+                for meta in batch:
+                    name = meta["path"].split("/", 1)[0]
+                    if name != last and name.startswith(prefix):
+                        last = name
+                        yield name
+
+    def __repr__(self) -> str:
+        return f"Store({self.scheme}://...)"
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """obstore's faults as ours; its texts (URLs, keys) stay in `__cause__`."""
+    try:
+        yield
+    except (FileNotFoundError, faults.NotFoundError) as error:
+        raise Missing from error
+    except faults.PreconditionError as error:
+        raise Changed from error
+    except (faults.PermissionDeniedError, faults.UnauthenticatedError) as error:
+        raise StoreDenied("the model store refused the server's credentials") from error
+    except (faults.BaseError, OSError) as error:
+        raise StoreUnreachable("the model store could not be read") from error
+
+
+def s3_config(environ: Mapping[str, str]) -> dict[str, str]:
+    """S3 settings from the names KServe's storage secrets use (facts: kserve 1.5).
+
+    AWS_* names are read by obstore itself; these are the others.
+    """
+    config: dict[str, str] = {}
+    endpoint = environ.get("AWS_ENDPOINT_URL") or environ.get("S3_ENDPOINT", "")
+    if endpoint:
+        if "://" not in endpoint:
+            secure = environ.get("S3_USE_HTTPS", "1").lower() not in ("0", "false")
+            endpoint = f"{'https' if secure else 'http'}://{endpoint}"
+        config["endpoint"] = endpoint
+    virtual = environ.get("S3_USER_VIRTUAL_BUCKET", "")  # sic: KServe's own spelling
+    if virtual:
+        config["virtual_hosted_style_request"] = str(_true(virtual)).lower()
+    if _true(environ.get("awsAnonymousCredential", "")):
+        config["skip_signature"] = "true"
+    if "AWS_REGION" not in environ and "AWS_DEFAULT_REGION" not in environ:
+        config["region"] = "us-east-1"
+    return config
+
+
+def client_options(environ: Mapping[str, str]) -> "ClientConfig":
+    """Time limits, and what a secret says about TLS."""
+    options: ClientConfig = {
+        "connect_timeout": timedelta(seconds=5),
+        "read_timeout": timedelta(seconds=10),
+        # Plain http only where the operator's own endpoint says so.
+        "allow_http": environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        or not _true(environ.get("S3_USE_HTTPS", "1")),
+    }
+    if "S3_VERIFY_SSL" in environ and not _true(environ["S3_VERIFY_SSL"]):
+        options["allow_invalid_certificates"] = True
+    bundle = environ.get("AWS_CA_BUNDLE", "")
+    if bundle:
+        options["root_certificate"] = Path(bundle).read_bytes()
+    return options
+
+
+def _true(text: str) -> bool:
+    return text.strip().lower() in ("1", "true", "yes", "on")

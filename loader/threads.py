@@ -1,0 +1,39 @@
+"""Work in threads that is always waited for.
+
+Owns: one function. Must not: hide a cancellation, nor let one outrun the thread.
+
+Cancelling a coroutine does not stop the thread that works for it. If the caller went on
+at once it would free memory the thread still writes to (trap 4 of runtime/cache.py).
+anyio's to_thread takes the same stand (`abandon_on_cancel=False`).
+"""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar, TypeVarTuple, Unpack
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+
+async def to_its_end(
+    executor: Executor, fn: Callable[[Unpack[Ts]], T], *args: *Ts
+) -> T:
+    """`fn(*args)` in the executor. A cancellation is raised when the thread ends."""
+    future = asyncio.get_running_loop().run_in_executor(executor, fn, *args)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await settled(future)
+        raise
+
+
+async def settled(future: asyncio.Future[T]) -> None:
+    """Wait until the future is done, however often we are cancelled meanwhile."""
+    while not future.done():
+        try:
+            await asyncio.wait((future,))
+        except asyncio.CancelledError:
+            continue
+    if not future.cancelled():
+        future.exception()  # read, so that the loop does not report it as never seen

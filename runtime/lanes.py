@@ -1,0 +1,86 @@
+"""Lanes: the threads that run models on the device.
+
+Owns: the threads, a CUDA stream each, and what happens when the device is lost. Must
+not: queue (runtime/batch.py decides what runs next) or touch the cache.
+
+A forward that has begun is always waited for, whatever becomes of its request: the
+weights it reads must not go away under it (trap 4 of runtime/cache.py).
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import structlog
+import torch
+
+from loader.errors import DeviceLost
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Lanes:
+    """`count` threads on one device; `free` of them idle."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        count: int,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.device = device
+        self.count = count
+        self.free = count
+        self._on_lost = on_lost
+        self._stream = threading.local()
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
+
+    def start(self, forward: Callable[[], T]) -> "asyncio.Future[T]":
+        """Run `forward` in a free lane; the future is set on the event loop.
+
+        The caller has seen `free` > 0. The future cannot be cancelled into leaving:
+        nobody awaits it bare, `runtime/batch.py` reads it in a callback.
+        """
+        if self.free <= 0:
+            raise AssertionError("A forward without a free lane. This is a bug.")
+        self.free -= 1
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(self._pool, self._run, forward)
+        future.add_done_callback(self._freed)
+        return future
+
+    def _freed(self, future: "asyncio.Future[T]") -> None:
+        self.free += 1
+        if not future.cancelled() and isinstance(future.exception(), DeviceLost):
+            self._on_lost()
+
+    def _run(self, forward: Callable[[], T]) -> T:
+        with torch.inference_mode():
+            if self.device.type != "cuda":
+                return forward()
+            try:
+                with torch.cuda.stream(self._own_stream()):
+                    result = forward()
+                    torch.cuda.current_stream(self.device).synchronize()
+                    return result
+            except torch.OutOfMemoryError:
+                raise
+            except torch.AcceleratorError as error:
+                # Sticky: every later call of this process fails as well (CUDA manual,
+                # cudaErrorAssert 710, cudaErrorIllegalAddress 700, LaunchFailure 719).
+                log.critical("device lost", exc_info=error)
+                raise DeviceLost("the device was lost; the server restarts") from error
+
+    def _own_stream(self) -> torch.cuda.Stream:
+        stream: torch.cuda.Stream | None = getattr(self._stream, "own", None)
+        if stream is None:
+            stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            self._stream.own = stream
+        return stream
+
+    def close(self) -> None:
+        """End the threads; returns when they have."""
+        self._pool.shutdown(wait=True)

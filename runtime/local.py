@@ -1,0 +1,221 @@
+"""The engine in this process: catalog, cache, batcher and lanes behind one seam.
+
+    predict    catalog -> conform -> lease -> batch -> answer
+
+Owns: the order of a predict, and what a snapshot says. Must not: know gRPC or HTTP, or
+decide what leaves (the cache's and the policy's business).
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import structlog
+import torch
+
+from loader.errors import ArtifactRefused, LoadFailed, ModelNotFound
+from loader.load import Model
+from loader.manifest import ModelSpec
+from runtime.batch import Batcher, Job, Tensors
+from runtime.cache import ModelCache
+from runtime.catalog import Catalog
+from runtime.conformance import conform
+from runtime.engine import Answer, IndexEntry, ModelStatistics, Request, Snapshot
+from runtime.errors import BadRequest, Draining, NoRoom, Refused, TooLarge
+from runtime.observer import Observer
+from runtime.snapshot import STATES, look
+from runtime.statistics import Statistics, Tally
+
+log = structlog.get_logger()
+
+
+class LocalEngine:
+    """`runtime.engine.Engine` over a cache in the same process and event loop."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        cache: ModelCache[Model],
+        batcher: Batcher,
+        observer: Observer,
+        statistics: Statistics,
+        device: torch.device,
+        policy: str,
+    ) -> None:
+        self._catalog = catalog
+        self._cache = cache
+        self._batcher = batcher
+        self._observer = observer
+        self._statistics = statistics
+        self._device = device
+        self._policy = policy
+        self._clock = asyncio.get_running_loop().time
+        self._began = self._clock()
+        self._retiring: set[asyncio.Task[None]] = set()
+        self.measured: int | None = None
+        """Device bytes in use, all processes, as the gauge read them last."""
+        self.ready = True
+
+    async def predict(self, request: Request) -> Answer:
+        """Lease the model (loading it if need be), run it, give the outputs."""
+        began = self._clock()
+        spec = self._catalog.known(request.model, request.version)
+        tally: Tally | None = None
+        try:
+            if spec is None:
+                spec = await self._find(request.model, request.version)
+            tally = self._statistics.of(spec)
+            inputs = conform(request, spec)
+            lease = self._cache.lease(spec, request.deadline)
+            async with lease as model:
+                rows = inputs[0].shape[0] if spec.max_batch_size and inputs else 1
+                outputs = await self._batcher.run(model, inputs, rows, request.deadline)
+        except Exception as error:
+            if tally is not None:
+                tally.fail.add(self._clock() - began)
+            known = "" if spec is None else spec.name
+            self._observer.refused(known, type(error).__name__)
+            if spec is not None and isinstance(error, ArtifactRefused):
+                self._catalog.doubt(spec)
+            raise
+        seconds = self._clock() - began
+        self._statistics.answered(tally, lease.temperature, seconds)
+        self._observer.answered(spec.name, lease.temperature, seconds, rows)
+        return Answer(
+            spec.name,
+            spec.version,
+            _chosen(spec, outputs, request.outputs),
+            lease.temperature,
+        )
+
+    async def describe(self, model: str, version: str = "") -> ModelSpec:
+        """The manifest, from the store if not known yet; loads nothing."""
+        return await self._find(model, version)
+
+    async def versions(self, model: str) -> Sequence[str]:
+        """Versions of a model in the store, ascending; ModelNotFound if none."""
+        return await self._catalog.versions(model)
+
+    async def servable(self, model: str, version: str = "") -> bool:
+        """True if a predict would be tried: resident, or in the store, not failed."""
+        try:
+            spec = await self._find(model, version)
+        except (ModelNotFound, ArtifactRefused, BadRequest):
+            return False
+        return self.ready and spec.key not in self._cache.failures
+
+    async def load(
+        self, model: str, version: str = "", deadline: float | None = None
+    ) -> None:
+        """Make resident now; returns when it is."""
+        spec = await self._find(model, version)
+        async with self._cache.lease(spec, deadline):
+            pass
+
+    async def unload(self, model: str, version: str = "") -> None:
+        """Make absent; returns when its bytes are free. Unknown models are a no-op."""
+        lives = [*self._cache.residencies.values(), *self._cache.failures.lives()]
+        keys = [
+            life.spec.key
+            for life in lives
+            if life.spec.name == model and version in ("", life.spec.version)
+        ]
+        await asyncio.gather(*(self._cache.unload(key) for key in keys))
+
+    def index(self, ready_only: bool = False) -> Sequence[IndexEntry]:
+        """Models this server has met (never a listing of the whole store)."""
+        entries = {
+            (spec.name, spec.version): IndexEntry(
+                spec.name, spec.version, "UNAVAILABLE", "not resident; loads on request"
+            )
+            for spec in self._catalog.specs()
+        }
+        for life in [*self._cache.failures.lives(), *self._cache.residencies.values()]:
+            name, version = life.spec.name, life.spec.version
+            reason = ""
+            if life.failure is not None:
+                known = isinstance(life.failure, LoadFailed)
+                reason = str(life.failure) if known else "internal error"
+            entries[name, version] = IndexEntry(
+                name, version, STATES[life.stage], reason
+            )
+        chosen = (e for e in entries.values() if not ready_only or e.state == "READY")
+        return sorted(chosen, key=lambda e: (e.name, e.version))
+
+    def statistics(
+        self, model: str = "", version: str = ""
+    ) -> Sequence[ModelStatistics]:
+        """Counters of one model, or of all met (empty name)."""
+        held: dict[tuple[str, str], int] = {}
+        for life in self._cache.residencies.values():
+            if life.model is not None:
+                name = (life.spec.name, life.spec.version)
+                held[name] = held.get(name, 0) + life.model.nbytes
+        return [
+            tally.read({str(self._device): held.get((tally.name, tally.version), 0)})
+            for tally in self._statistics.all()
+            if model in ("", tally.name) and version in ("", tally.version)
+        ]
+
+    def snapshot(self) -> Snapshot:
+        """What is resident, and how it got there."""
+        return look(
+            self._cache,
+            device=str(self._device),
+            policy=self._policy,
+            measured=self.measured,
+            requests=self._statistics.temperatures,
+            uptime_s=self._clock() - self._began,
+        )
+
+    async def drain(self) -> None:
+        """Refuse new work, let leases end, cancel loads, free every byte."""
+        self.ready = False
+        await self._cache.aclose()
+        await self._catalog.aclose()
+        if self._retiring:
+            await asyncio.wait(self._retiring)
+
+    async def replaced(self, old: ModelSpec, new: ModelSpec) -> bool:
+        """A manifest changed in the store: bring the new generation in before the old
+        one is let go, so that a broken upload never takes a serving model down. False:
+        stay with the old one. (`runtime.catalog.Catalog` asks.)"""
+        if old.key not in self._cache.residencies:
+            return True
+        try:
+            async with self._cache.lease(new):
+                pass
+        except (NoRoom, TooLarge):
+            await self._cache.unload(old.key)  # both at once do not fit: old one first
+            return True
+        except (LoadFailed, Refused) as error:
+            log.warning("new generation refused", model=new.name, reason=error.message)
+            return False
+        task = asyncio.get_running_loop().create_task(self._cache.unload(old.key))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+        return True
+
+    def ran(self, model: Model, batch: Sequence[Job], seconds: float) -> None:
+        """A call ended (`runtime.batch.Batcher` tells)."""
+        spec, rows = model.spec, 0
+        tally = self._statistics.of(spec)
+        for job in batch:
+            rows += job.rows
+            tally.queue.add(job.waited)
+            self._observer.queued(spec.name, job.waited)
+        tally.compute.add(seconds)
+        self._observer.computed(spec.name, seconds, rows, len(batch))
+
+    async def _find(self, model: str, version: str) -> ModelSpec:
+        if not self.ready:
+            raise Draining("the server is shutting down", 1.0)
+        return await self._catalog.find(model, version)
+
+
+def _chosen(
+    spec: ModelSpec, outputs: Tensors, wanted: Sequence[str]
+) -> Sequence[tuple[str, torch.Tensor]]:
+    named = [(out.name, t) for out, t in zip(spec.outputs, outputs, strict=True)]
+    if not wanted:
+        return named
+    return [pair for pair in named if pair[0] in wanted]
