@@ -80,11 +80,13 @@ class ModelCache(Generic[M]):
         ledger: Ledger,
         observer: Observer,
         bounds: Bounds | None = None,
+        budget: int | None = None,
     ) -> None:
         self._loader = loader
         self.policy = policy
         self.ledger = ledger
-        self.budget = ledger.capacity
+        self.budget = ledger.capacity if budget is None else budget
+        """What no model may exceed; the capacity may be below it for a while."""
         self._observer = observer
         self.bounds = bounds or Bounds()
         self.clock: Callable[[], float] = asyncio.get_running_loop().time

@@ -127,6 +127,8 @@ class Snapshot:
     evictions: int
     failures: int
     residents: Sequence[Resident]
+    gauge_up: bool = True
+    """False while `measured` is an estimate."""
 
 
 class Engine(Protocol):

@@ -53,6 +53,8 @@ class LocalEngine:
         self._retiring: set[asyncio.Task[None]] = set()
         self.measured: int | None = None
         """Device bytes in use, all processes, as the gauge read them last."""
+        self.gauge_up = True
+        """False while that is an estimate."""
         self.ready = True
 
     async def predict(self, request: Request) -> Answer:
@@ -163,6 +165,7 @@ class LocalEngine:
             device=str(self._device),
             policy=self._policy,
             measured=self.measured,
+            gauge_up=self.gauge_up,
             requests=self._statistics.temperatures,
             uptime_s=self._clock() - self._began,
         )

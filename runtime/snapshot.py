@@ -25,6 +25,7 @@ def look(
     device: str,
     policy: str,
     measured: int | None,
+    gauge_up: bool,
     requests: Mapping[Temperature, int],
     uptime_s: float,
 ) -> Snapshot:
@@ -37,6 +38,7 @@ def look(
         held=cache.ledger.held,
         peak_held=cache.ledger.peak,
         measured=measured,
+        gauge_up=gauge_up,
         waiting=cache.waiting,
         uptime_s=uptime_s,
         requests=dict(requests),
