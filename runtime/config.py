@@ -5,6 +5,7 @@ value came from (runtime/sources.py). The flags of `serve` are made from the fie
 here (runtime/commands/serve.py), so that a setting is one field and nothing else.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -42,6 +43,12 @@ def _budget(value: object) -> object:
 
 def _bytes_or_auto(value: object) -> object:
     return None if value == "auto" else _bytes(value)
+
+
+def _device(value: object) -> object:
+    if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(value)) is None:
+        raise ValueError("write auto, cpu, cuda or cuda:N")
+    return value
 
 
 def _policy(value: object) -> object:
@@ -96,9 +103,8 @@ class Settings(BaseSettings):
         title="NAME",
         description="Name that ServerMetadata tells. Default: hotset.",
     )
-    device: str = Field(
+    device: Annotated[str, BeforeValidator(_device)] = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda|cuda:\d{1,3})$",
         title="DEVICE",
         description="auto, cpu, or cuda:N. auto is cuda:0 where there is one, else "
         "cpu. Default: auto.",

@@ -185,6 +185,11 @@ def _now(snapshot: Snapshot) -> Iterator[Metric]:
             "Device bytes in use as measured, all processes.",
             value=snapshot.measured,
         )
+        yield GaugeMetricFamily(
+            "hotset_gauge_up",
+            "1 while device memory is really measured, 0 while it is estimated.",
+            value=snapshot.gauge_up,
+        )
     states = Words("READY", "LOADING", "UNLOADING", "UNAVAILABLE")
     for resident in snapshot.residents:
         states.add(resident.state)
