@@ -18,6 +18,12 @@ def quiet_logs():
     structlog.reset_defaults()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite", action="store_true", help="write transcripts anew, as they happen"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`gpu` tests skip, saying so, where there is no GPU."""
     if torch.cuda.is_available():

@@ -28,11 +28,14 @@ class _Clock:
 
 
 class DetLoop(asyncio.BaseEventLoop):
-    def __init__(self, seed: int, after_each: Callable[[], None]) -> None:
+    def __init__(
+        self, seed: int, after_each: Callable[[], None], shuffled: bool = True
+    ) -> None:
         super().__init__()
         self.now = 0.0
         self.random = random.Random(seed)
         self._after_each = after_each
+        self._shuffled = shuffled
         self.ambush: Callable[[], object] = lambda: None
         self.ambush_odds = 0.0
         self._selector = _Clock(self)
@@ -51,7 +54,7 @@ class DetLoop(asyncio.BaseEventLoop):
         # One callback a turn, picked at random, so that invariants are looked at
         # between any two steps and no order of events is taken for granted.
         ready = self._ready
-        if len(ready) > 1:
+        if len(ready) > 1 and self._shuffled:
             index = self.random.randrange(len(ready))
             ready.rotate(-index)
             rest = [ready.pop() for _ in range(len(ready) - 1)]
