@@ -139,6 +139,18 @@ class FakeEngine:
         self.load_deadlines: list[float | None] = []
         self.resident: dict[str, str] = {}
         self._running: set[asyncio.Task[object]] = set()
+        self._changed = asyncio.Event()
+
+    @property
+    def waiting(self) -> int:
+        """Predicts inside right now."""
+        return len(self._running)
+
+    async def until(self, happened: Callable[[], bool]) -> None:
+        """Return once `happened()`; asked again whenever a predict comes or leaves."""
+        while not happened():
+            await self._changed.wait()
+            self._changed.clear()
 
     def _find(self, model: str, version: str = "") -> FakeModel:
         if model in self.errors:
@@ -154,6 +166,7 @@ class FakeEngine:
         if not self.ready:
             raise Draining("the server is going away")
         self.entered += 1
+        self._changed.set()
         self.requests.append(request)
         model = self._find(request.model, request.version)
         task = asyncio.current_task()
@@ -164,6 +177,7 @@ class FakeEngine:
                 await self._held(request.deadline)
         finally:
             self._running.discard(task)
+            self._changed.set()
         tensors = conform(request, model.spec)
         with torch.inference_mode():
             outputs = model.run(*tensors)

@@ -297,11 +297,13 @@ REFUSALS = {
     ),
     "strings": (
         raw_request("BYTES", [1], b"\x01\x00\x00\x00a"),
-        "inference input 'x' data-type is 'BYTES' for model 'm', which is not supported",
+        "inference input 'x' data-type is 'BYTES' for model 'm', "
+        "which is not supported",
     ),
     "typed strings": (
         typed_request("BYTES", [1], "bytes_contents", [b"a"]),
-        "inference input 'x' data-type is 'BYTES' for model 'm', which is not supported",
+        "inference input 'x' data-type is 'BYTES' for model 'm', "
+        "which is not supported",
     ),
     "a datatype nobody has": (
         raw_request("FP8", [1], b"a"),

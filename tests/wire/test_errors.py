@@ -92,7 +92,8 @@ GOLDEN = [
     (
         predict(shape=(1, 5), raw=bytes(20)),
         "INVALID_ARGUMENT",
-        "unexpected shape for input 'x' for model 'linear'. Expected [-1,64], got [1,5]",
+        "unexpected shape for input 'x' for model 'linear'. "
+        "Expected [-1,64], got [1,5]",
     ),
     (
         predict(shape=(1, 4), raw=bytes(8)),
@@ -184,9 +185,7 @@ async def test_a_load_that_fails_says_so_first(stub, engine, refused):
     request = pb.RepositoryModelLoadRequest(model_name="linear")
     told = await refused(stub.RepositoryModelLoad(request))
     assert told.code() is grpc.StatusCode.FAILED_PRECONDITION
-    assert told.details() == (
-        "failed to load 'linear', graph.json: node 3: no such op"
-    )
+    assert told.details() == ("failed to load 'linear', graph.json: node 3: no such op")
     assert str(shared) == "graph.json: node 3: no such op"  # others wait for it too
 
 
