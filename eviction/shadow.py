@@ -1,0 +1,91 @@
+"""A shadow cache: what an expert would hold, by name and size, without the bytes.
+
+Owns: one expert's residents and its bill. Must not: answer for the real cache.
+
+A full scan for every shadow miss would make a request as dear as the cache is large. So
+one scan serves several evictions: its lowest ranks wait in a queue, and one that was
+used meanwhile is passed over. Caches below `EXACT_BELOW` are scanned each time.
+"""
+
+from eviction.policy import Policy
+
+EXACT_BELOW = 32
+"""Residents per eviction that one scan serves: a sixteenth of them at most leave."""
+
+
+class Shadow:
+    """`told`: the expert is told of requests and loads by somebody else."""
+
+    def __init__(self, name: str, policy: Policy, told: bool = False) -> None:
+        self.name = name
+        self.policy = policy
+        self.bill = 0.0
+        self._told = told
+        self._held = 0
+        self._resident: dict[str, tuple[int, float]] = {}  # bytes, reload_s
+        self._queue: list[str] = []  # the next to leave at the end
+        self._used: set[str] = set()  # since the scan that made the queue
+
+    def __repr__(self) -> str:
+        return f"<Shadow {self.name}: {len(self._resident)} hold {self._held} bytes>"
+
+    def request(self, model: str, now: float) -> bool:
+        """Whether the shadow has it."""
+        resident = model in self._resident
+        if resident:
+            self._used.add(model)
+        if not self._told:
+            self.policy.on_request(model, now, resident)
+        return resident
+
+    def load(
+        self, model: str, nbytes: int, reload_s: float, now: float, budget: int | None
+    ) -> None:
+        """Bring it in, unless it is there; evict by the expert's own density."""
+        old = self._resident.pop(model, None)
+        if old is not None:
+            self._held -= old[0]
+        if budget is not None and nbytes <= budget:
+            while self._held + nbytes > budget:
+                self._evict(now)
+        self._resident[model] = (nbytes, reload_s)
+        self._held += nbytes
+        if old is None and not self._told:
+            self.policy.on_load(model, nbytes, reload_s, now)
+
+    def forget(self, model: str) -> None:
+        """It no longer exists."""
+        gone = self._resident.pop(model, None)
+        if gone is not None:
+            self._held -= gone[0]
+        if not self._told:
+            self.policy.forget(model)
+
+    def _evict(self, now: float) -> None:
+        """The lowest in the queue that still is there and was not used since."""
+        model = self._queued() or self._scan(now)
+        self._held -= self._resident.pop(model)[0]
+        if not self._told:
+            self.policy.on_evict(model, now)
+
+    def _queued(self) -> str:
+        """Empty when the queue is."""
+        while self._queue:
+            model = self._queue.pop()
+            if model in self._resident and model not in self._used:
+                return model
+        return ""
+
+    def _scan(self, now: float) -> str:
+        """Rank everyone; keep the lowest for later and give the very lowest."""
+        models = list(self._resident)
+        density = self.policy.density(
+            models, now, [reload_s for _, reload_s in self._resident.values()]
+        )
+        serves = len(models) // EXACT_BELOW
+        self._used.clear()
+        if serves < 2:
+            return models[density.index(min(density))]
+        ranks = sorted(range(len(models)), key=density.__getitem__)[:serves]
+        self._queue = [models[i] for i in reversed(ranks)]
+        return self._queue.pop()
