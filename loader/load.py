@@ -21,12 +21,12 @@ import torch
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.graph import Graph
 from loader.graphs import GraphShelf
-from loader.header import read_header
+from loader.header import Layout, read_header
 from loader.manifest import ModelSpec
 from loader.memory import DeviceMemory
 from loader.store import Changed, Chunk, Missing, Store
 from loader.threads import to_its_end
-from loader.weights import bind, placing, pour
+from loader.weights import Placing, bind, placing, pour
 
 CHUNK = 8 << 20
 """Bytes a range: one GET brings most small models whole (loading facts, 4d)."""
@@ -101,39 +101,34 @@ class Loader:
 
     async def _load(self, spec: ModelSpec) -> Model:
         graph_task = asyncio.get_running_loop().create_task(self._shelf.get(spec))
+        pouring = Pouring(spec, self._memory)
         try:
-            pouring = await self._pour(spec)
+            await self._pour(spec, pouring)
             graph = await graph_task
             graph.check(spec)
+            weights = pouring.bind(graph)
+        except BaseException:
+            # The error's traceback holds this frame for as long as somebody remembers
+            # the error; it must not hold the buffer as well.
+            pouring.drop()
+            raise
         finally:
             graph_task.cancel()  # a no-op when it is done
-        weights = bind(pouring.layout, pouring.placing, graph.weights, pouring.buffer)
         return Model(
-            spec,
-            graph,
-            weights,
-            pouring.buffer.numel(),
-            self._memory.device,
-            pouring.seconds,
+            spec, graph, weights, pouring.nbytes, self._memory.device, pouring.seconds
         )
 
-    async def _pour(self, spec: ModelSpec) -> "Pouring":
-        """Fetch the weights file range by range into a fresh buffer, hashing it."""
+    async def _pour(self, spec: ModelSpec, pouring: "Pouring") -> None:
+        """Fetch the weights file range by range into the buffer, hashing it."""
         began = time.perf_counter()
-        pouring: Pouring | None = None
         async with aclosing(self._ranges(spec)) as ranges:
             async for start, data in ranges:
-                if pouring is None:
-                    pouring = await to_its_end(
-                        self._executor, Pouring, spec, data, self._memory
-                    )
                 await to_its_end(self._executor, pouring.take, start, data)
-        if pouring is None:
-            raise ArtifactRefused(spec.weights.name, "is empty")
         pouring.close(time.perf_counter() - began)
-        return pouring
 
-    async def _ranges(self, spec: ModelSpec) -> AsyncGenerator[tuple[int, memoryview], None]:
+    async def _ranges(
+        self, spec: ModelSpec
+    ) -> AsyncGenerator[tuple[int, memoryview], None]:
         """The file's ranges in order, PARALLEL of them under way at once.
 
         The first says the size and the ETag; all others are asked for under that ETag,
@@ -191,34 +186,34 @@ class Loader:
 
 
 class Pouring:
-    """A weights file on its way into its buffer. Its methods run in loader threads."""
+    """A weights file on its way into its buffer. `take` runs in a loader thread."""
 
-    def __init__(self, spec: ModelSpec, head: memoryview, memory: DeviceMemory) -> None:
+    def __init__(self, spec: ModelSpec, memory: DeviceMemory) -> None:
         self._spec = spec
         self._memory = memory
         self._digest = hashlib.sha256()
-        self._seconds = {"verify": 0.0, "copy": 0.0}
-        self.layout = read_header(head, spec.weights.size)
-        self.placing = placing(self.layout)
-        began = time.perf_counter()
-        self.buffer = memory.take(self.placing.nbytes)
-        self._seconds["copy"] += time.perf_counter() - began
-
-    @property
-    def seconds(self) -> Mapping[str, float]:
-        """Seconds by phase."""
-        return self._seconds
+        self._plan: tuple[Layout, Placing] | None = None
+        self._buffer: torch.Tensor | None = None
+        self.nbytes = 0
+        self.seconds = {"fetch": 0.0, "verify": 0.0, "copy": 0.0}
 
     def take(self, start: int, data: memoryview) -> None:
         """The next bytes of the file, in order, from file offset `start`."""
         began = time.perf_counter()
         self._digest.update(data)
         hashed = time.perf_counter()
-        at = start - self.layout.data_start
-        for to, piece in pour(self.placing.runs, at, data):
-            self._memory.write(self.buffer, to, piece)
-        self._seconds["verify"] += hashed - began
-        self._seconds["copy"] += time.perf_counter() - hashed
+        if self._plan is None:
+            # A header that is not whole in the first range is refused in there.
+            layout = read_header(data, self._spec.weights.size)
+            self._plan = layout, placing(layout)
+            self.nbytes = self._plan[1].nbytes
+            self._buffer = self._memory.take(self.nbytes)
+        layout, plan = self._plan
+        assert self._buffer is not None
+        for to, piece in pour(plan.runs, start - layout.data_start, data):
+            self._memory.write(self._buffer, to, piece)
+        self.seconds["verify"] += hashed - began
+        self.seconds["copy"] += time.perf_counter() - hashed
 
     def close(self, total: float) -> None:
         """All bytes are there: check the digest before anybody may use them."""
@@ -226,5 +221,17 @@ class Pouring:
             raise ArtifactRefused(
                 self._spec.weights.name, "its SHA-256 is not the one in model.json"
             )
-        spent = self._seconds["verify"] + self._seconds["copy"]
-        self._seconds["fetch"] = max(0.0, total - spent)
+        spent = self.seconds["verify"] + self.seconds["copy"]
+        self.seconds["fetch"] = max(0.0, total - spent)
+
+    def bind(self, graph: Graph) -> tuple[torch.Tensor, ...]:
+        """The graph's weights as views into the buffer, which they keep alive."""
+        assert self._plan is not None
+        assert self._buffer is not None
+        weights = bind(*self._plan, graph.weights, self._buffer)
+        self._buffer = None
+        return weights
+
+    def drop(self) -> None:
+        """Let go of the buffer."""
+        self._buffer = None

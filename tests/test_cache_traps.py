@@ -160,7 +160,7 @@ async def test_trap_5_closing_waits_for_leases_itself() -> None:
 
 
 async def test_a_load_cancelled_before_its_first_step_leaves_nothing() -> None:
-    """A task cancelled before it began never runs a line, so its end cannot be in it."""
+    """A task cancelled before it began never runs a line of its own."""
     loader = FakeLoader()
     cache = cache_of(loader, 10)
     life = cache.begin(A)
