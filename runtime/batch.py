@@ -19,13 +19,15 @@ from dataclasses import dataclass
 
 import torch
 
-from loader.errors import DeviceFull
+from loader.errors import DeviceFull, DeviceLost
 from loader.load import Model
 from loader.threads import settled
 from runtime.errors import DeadlinePassed, QueueFull
 from runtime.lanes import Lanes
 
 Tensors = tuple[torch.Tensor, ...]
+
+LOST = (torch.AcceleratorError, DeviceLost)
 
 
 @dataclass(eq=False, slots=True)
@@ -194,6 +196,8 @@ def _alone(model: Model, job: Job) -> Tensors | Exception:
         return _call(model, job.inputs)
     except torch.OutOfMemoryError:
         return DeviceFull("the device has no memory left to run this request")
+    except LOST:
+        raise  # nobody's own fault, and no other call can succeed (runtime/lanes.py)
     except Exception as error:  # noqa: BLE001 - the caller's to hear, not the batch's
         return error
 
