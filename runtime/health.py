@@ -18,7 +18,7 @@ LOOK_AGAIN_S = 0.25
 
 
 class Health:
-    """Check, List and Watch, for "" (the whole server) and the names of its services."""
+    """Check, List and Watch, for "" (the whole server) and each service by name."""
 
     def __init__(self, engine: Engine, services: Iterable[str]) -> None:
         self._engine = engine

@@ -152,6 +152,10 @@ class FakeEngine:
             await self._changed.wait()
             self._changed.clear()
 
+    def look_again(self) -> None:
+        """Have `until` ask once more: something outside has changed."""
+        self._changed.set()
+
     def _find(self, model: str, version: str = "") -> FakeModel:
         if model in self.errors:
             raise self.errors[model]
