@@ -23,7 +23,7 @@ from loader.errors import ArtifactRefused, LoadFailed, ModelNotFound
 from loader.manifest import ModelSpec, read_manifest
 from loader.names import NAME_RULE, VERSION_RULE, valid_name, valid_version
 from loader.store import Missing, Store
-from runtime.errors import BadRequest
+from runtime.errors import BadRequest, Draining
 
 log = structlog.get_logger()
 
@@ -99,6 +99,8 @@ class Catalog:
         flight = self._flights.get(name) or self._fly(name)
         # Not awaited directly: our cancellation must not end the others' look-up.
         await asyncio.wait((flight,))
+        if flight.cancelled():
+            raise Draining("the server is shutting down", 1.0)
         return flight.result()
 
     async def versions(self, model: str) -> Sequence[str]:

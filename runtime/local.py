@@ -99,11 +99,13 @@ class LocalEngine:
 
     async def servable(self, model: str, version: str = "") -> bool:
         """True if a predict would be tried: resident, or in the store, not failed."""
+        if not self.ready:
+            return False
         try:
             spec = await self._find(model, version)
         except (ModelNotFound, ArtifactRefused, BadRequest):
             return False
-        return self.ready and spec.key not in self._cache.failures
+        return spec.key not in self._cache.failures
 
     async def load(
         self, model: str, version: str = "", deadline: float | None = None
