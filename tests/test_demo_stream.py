@@ -9,11 +9,14 @@ from collections import Counter
 import grpc
 import numpy as np
 import pytest
+import torch
 
 from protos import open_inference_pb2 as wire
 from protos import open_inference_pb2_grpc as services
 from runtime.demo import traffic
 from runtime.demo.stream import ANSWERED, TEMPERATURES, UNKNOWN, Answers, Target, draw
+from runtime.engine import Answer
+from runtime.wire import encode
 
 IMAGES = np.random.default_rng(1).random((20, 64), dtype=np.float32)
 TARGETS = [
@@ -161,6 +164,14 @@ async def test_an_answer_of_the_wrong_size_is_no_answer():
     async with listening(Short()) as target:
         answers = await traffic.send(stream, target, 1, lambda line: None)
     assert not (answers.code == ANSWERED).any()
+
+
+def test_the_server_calls_the_temperature_what_the_traffic_calls_it():
+    # traffic.py has a name of its own, since runtime.wire imports torch
+    logits = torch.zeros(1, 10)
+    for place, said in enumerate(TEMPERATURES):
+        response = encode(Answer("m", "1", [("logits", logits)], said))
+        assert traffic.temperature(response) == place
 
 
 async def test_an_answer_may_keep_its_temperature_to_itself():

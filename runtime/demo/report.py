@@ -32,8 +32,9 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the server said of itself. `peak` is its own account, `most_seen` the most
-    we saw it hold while the stream ran; `exit_code` None: it did not end by itself."""
+    """What the server said of itself. `peak` is its status' account, `most_seen` the
+    most that its metrics and our looks while the stream ran have shown; `exit_code`
+    None: it did not end by itself."""
 
     device: str
     policy: str
