@@ -114,19 +114,18 @@ def _traced(
     dims = {
         name: dict.fromkeys(sorted(free[name]), Dim.DYNAMIC) for name in original.names
     }
-    shapes = dims if original.by_name else tuple(dims.values())
     with serving(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch speaks to those who work on torch
         try:
             return torch.export.export(
-                original.module, args, kwargs, dynamic_shapes=shapes
+                original.module, args, kwargs, dynamic_shapes=original.shapes(dims)
             )
         except Exception as error:  # tracing runs the owner's code
-            text = " ".join(str(error).split())[:400]
+            text, *_ = " ".join(str(error).split()).split(" For more information")
             raise PackRefused(
-                f"torch.export cannot trace the module: {text} (the sizes of free "
-                "dimensions must not be fixed, nor may Python decide by a tensor's "
-                "values)"
+                f"torch.export cannot trace the module: {text[:400]} (the sizes of "
+                "free dimensions must not be fixed, nor may Python decide by a "
+                "tensor's values)"
             ) from error
 
 

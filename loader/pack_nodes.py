@@ -61,7 +61,7 @@ class Nodes:
         known = signature(op)
         if known is None:
             return Problem(f"the graph format has no op for {op}", at)
-        for problem in _problems(given.values()):
+        for problem in _problems([*given.values()]):
             return problem
         args: list[Json] = []
         for param in known.params:

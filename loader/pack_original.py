@@ -8,11 +8,14 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import nn
 
 from loader.pack_errors import PackRefused
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -41,10 +44,12 @@ class Original:
     @classmethod
     def of(cls, module: nn.Module, names: Sequence[str]) -> "Original":
         """By name if `forward` has parameters of these names, else in order."""
-        params = inspect.signature(module.forward).parameters.values()
-        known = {param.name for param in params}
-        anything = any(param.kind is param.VAR_KEYWORD for param in params)
-        return cls(module, tuple(names), anything or known.issuperset(names))
+        params = inspect.signature(module.forward).parameters
+        return cls(module, tuple(names), params.keys() >= set(names))
+
+    def shapes(self, dims: Mapping[str, T]) -> Mapping[str, object] | tuple[T, ...]:
+        """Something for each input, laid out as torch.export wants it beside them."""
+        return dims if self.by_name else tuple(dims.values())
 
     def arguments(
         self, inputs: Sequence[torch.Tensor]

@@ -89,18 +89,38 @@ def _clone(nodes: Nodes, call: Call) -> Json:
     return nodes.call(call.op, call.given, at(call.node))
 
 
+def _view(nodes: Nodes, call: Call) -> Json:
+    """A view holds for the strides it was traced with, and those differ by device and
+    under `vmap`; a reshape is that view wherever it can be one."""
+    given = {"self": call.given["self"], "shape": call.given["size"]}
+    return nodes.call("aten.reshape.default", given, at(call.node))
+
+
 def _slice(nodes: Nodes, call: Call) -> Json:
     """`x[:]` is `x`."""
-    if _whole(call):
-        return call.given["self"]
-    return nodes.call(call.op, call.given, at(call.node))
+    return call.given["self"] if _whole(call) else _sliced(nodes, call)
 
 
 def _slice_scatter(nodes: Nodes, call: Call) -> Json:
     """`x` with all of it replaced by `y` is `y`."""
-    if _whole(call):
-        return call.given["src"]
-    return nodes.call(call.op, call.given, at(call.node))
+    return call.given["src"] if _whole(call) else _sliced(nodes, call)
+
+
+def _sliced(nodes: Nodes, call: Call) -> Json:
+    """Bounds from the start where the size is known; to the end is no bound.
+
+    `vmap` gets both wrong in slice_scatter: it adds to the bounds it is given.
+    """
+    given = dict(call.given)
+    before, dim = call.tensor(0), given.get("dim", 0)
+    size = before.shape[dim] if before is not None and isinstance(dim, int) else None
+    for key in ("start", "end"):
+        bound = given.get(key)
+        if bound == END:
+            given[key] = None
+        elif isinstance(bound, int) and bound < 0 and isinstance(size, int):
+            given[key] = max(bound + size, 0)
+    return nodes.call(call.op, given, at(call.node))
 
 
 def _whole(call: Call) -> bool:
@@ -131,6 +151,8 @@ RULES: Mapping[str, Callable[[Nodes, Call], Json]] = {
     "aten._to_copy.default": _to,
     "aten.type_as.default": _to,
     "aten.clone.default": _clone,
+    "aten.view.default": _view,
+    "aten._unsafe_view.default": _view,
     "aten.slice.Tensor": _slice,
     "aten.slice_scatter.default": _slice_scatter,
     "aten._native_batch_norm_legit_no_training.default": _batch_norm,
