@@ -176,8 +176,6 @@ def _now(snapshot: Snapshot) -> Iterator[Metric]:
         ("hotset_waiting_requests", "Predicts waiting for a model to be resident.",
          snapshot.waiting),
         ("hotset_uptime_seconds", "Since the engine started.", snapshot.uptime_s),
-        ("hotset_gauge_up", "1 while the device's memory can be read (NVML answers), 0 "
-         "while the reading is an estimate.", int(snapshot.gauge_up)),
     )  # fmt: skip
     for name, text, value in gauges:
         yield GaugeMetricFamily(name, text, value=value)
