@@ -35,9 +35,10 @@ def ask(url: str) -> Report:
         connection.request("GET", f"{parts.path.rstrip('/')}/hotset/status")
         answer = connection.getresponse()
         body = answer.read(LARGEST_REPORT)
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise Failed(f"no answer from {url}: {reason}") from error
+    except http.client.HTTPException:
+        raise Failed(f"{url} does not speak HTTP: is it the gRPC port?") from None
+    except OSError as error:
+        raise Failed(f"no answer from {url}: {error.strerror or error}") from None
     finally:
         connection.close()
     if answer.status != http.HTTPStatus.OK:
