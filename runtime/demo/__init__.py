@@ -21,7 +21,7 @@ def demo(
     ] = 200,
     requests: Annotated[
         int, typer.Option(min=1, help="Number of predicts to send.")
-    ] = 12_000,
+    ] = 20_000,
     budget: Annotated[
         str,
         typer.Option(
