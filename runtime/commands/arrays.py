@@ -142,21 +142,22 @@ def _rest_input(item: object) -> tuple[str, Array]:
 
 def _read_numpy(name: str, path: Path) -> Array:
     try:
-        with np.load(path, allow_pickle=False) as found:
-            return _pick(name, path, found)
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return as_array(name, found)
+        with found:
+            return as_array(name, found[_pick(name, path, found.files)])
     except (OSError, ValueError, EOFError) as error:
         raise Failed(f"{path}: {_why(error)}") from None
 
 
-def _pick(name: str, path: Path, found: object) -> Array:
-    if isinstance(found, np.ndarray):
-        return as_array(name, found)
-    assert isinstance(found, np.lib.npyio.NpzFile)
-    if name in found.files:
-        return as_array(name, found[name])
-    if len(found.files) == 1:
-        return as_array(name, found[found.files[0]])
-    raise Failed(f"{path} has no array '{name}', only {', '.join(found.files)}")
+def _pick(name: str, path: Path, names: Sequence[str]) -> str:
+    """Which array of a file is meant: that of the input's name, or the only one."""
+    if name in names:
+        return name
+    if len(names) == 1:
+        return names[0]
+    raise Failed(f"{path} has no array '{name}', only {', '.join(names)}")
 
 
 def _matches(given: Sequence[int], wanted: Sequence[int]) -> bool:

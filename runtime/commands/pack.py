@@ -5,9 +5,10 @@ model is packed (loader/pack.py), or be run on anything that is not one's own: a
 and a factory both run code.
 """
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -132,7 +133,7 @@ def pack(
 
     console = Console()
     try:
-        with console.status("exporting") as status:
+        with quiet(), console.status("exporting") as status:
             found = _exported(source, example, wishes)
             status.update("writing, reading back, comparing")
             packed = placed(out, written)
@@ -143,8 +144,6 @@ def pack(
 
 def _exported(source: str, example: str, wishes: Wishes) -> Exported:
     """The architecture that the source has."""
-    # What torch logs of a failure is in the exception as well.
-    logging.disable(logging.ERROR)
     if source.endswith(".pt2"):
         if not Path(source).is_file():
             raise Failed(f"{source}: there is no such file")
@@ -169,6 +168,17 @@ def _exported(source: str, example: str, wishes: Wishes) -> Exported:
         ranges=wishes.ranges,
         limits=wishes.limits,
     )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without torch's log: what it says of a failure is in the exception as well."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def default_name(source: str) -> str:

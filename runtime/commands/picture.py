@@ -54,7 +54,7 @@ def frame(
     cut = shown if rows is None else shown[:rows]
     parts: list[RenderableType] = [_title(report, trouble), _memory(snapshot)]
     parts.append(_traffic(snapshot, rates(report, before)))
-    parts.append(_table(cut, sort, snapshot.capacity))
+    parts.append(_table(cut, sort))
     if len(cut) < len(shown):
         parts.append(Text(f"and {len(shown) - len(cut)} more", style="dim"))
     return Group(*parts)
@@ -144,34 +144,32 @@ def _rate(rate: float | None) -> str:
     return "-" if rate is None else f"{rate:.1f}"
 
 
-def _table(residents: Sequence[Resident], sort: Sort, capacity: int) -> Table:
+def _table(residents: Sequence[Resident], sort: Sort) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    columns = (
-        ("model", Sort.NAME, "left"), ("version", None, "left"),
-        ("state", Sort.STATE, "left"), ("size", Sort.SIZE, "right"),
-        ("of budget", None, "right"), ("tier", None, "left"),
-        ("uses", Sort.USES, "right"), ("leases", None, "right"),
-        ("last use", Sort.IDLE, "right"), ("", None, "left"),
-    )  # fmt: skip
-    for title, order, justify in columns:
-        mark = " *" if order is sort else ""
-        table.add_column(
-            title + mark,
-            justify="right" if justify == "right" else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-        )
+    # The name gives way where the screen is narrow: only what may wrap is shortened.
+    table.add_column(_heading("model", sort, Sort.NAME), overflow="ellipsis")
+    table.add_column("version", no_wrap=True)
+    table.add_column(_heading("state", sort, Sort.STATE), no_wrap=True)
+    table.add_column(_heading("size", sort, Sort.SIZE), justify="right", no_wrap=True)
+    table.add_column("tier", no_wrap=True)
+    table.add_column(_heading("uses", sort, Sort.USES), justify="right", no_wrap=True)
+    table.add_column("leases", justify="right", no_wrap=True)
+    table.add_column(_heading("idle", sort, Sort.IDLE), justify="right", no_wrap=True)
+    table.add_column("", overflow="ellipsis")
     for resident in residents:
         table.add_row(
             Text(one_line(resident.name)),
             Text(one_line(resident.version)),
             Text(resident.state, style=STATE_STYLES.get(resident.state, "red")),
             size(resident.nbytes),
-            share(resident.nbytes, capacity),
             Text(one_line(resident.tier)),
             str(resident.uses),
             str(resident.leases),
-            f"{age(resident.idle_s)} ago" if resident.uses else "never",
+            age(resident.idle_s) if resident.uses else "unused",
             Text("pinned" if resident.pinned else one_line(resident.reason)),
         )
     return table
+
+
+def _heading(title: str, sort: Sort, order: Sort) -> str:
+    return f"{title} *" if sort is order else title

@@ -4,6 +4,7 @@ Owns: the terminal, the keys, the refreshing. Must not: draw (picture.py does).
 """
 
 import contextlib
+import os
 import select
 import sys
 import time
@@ -19,7 +20,7 @@ from runtime.commands.picture import Sort, frame
 from runtime.commands.remote import DEFAULT_URL, ask
 from runtime.report import Report
 
-HEAD_ROWS = 9
+HEAD_ROWS = 8
 """Lines above the table's first row, and the prompt below it."""
 
 
@@ -97,15 +98,20 @@ def keyboard() -> Iterator[Callable[[float], str]]:
     import tty
 
     def pressed(seconds: float) -> str:
-        ready, _, _ = select.select([sys.stdin], [], [], seconds)
-        return sys.stdin.read(1).lower() if ready else ""
+        ready, _, _ = select.select([terminal], [], [], seconds)
+        if not ready:
+            return ""
+        # Not sys.stdin.read: what it buffers, select does not see. Nothing to read on
+        # a terminal that is ready: it was closed, and nobody is watching any more.
+        return os.read(terminal, 1).decode("ascii", "replace").lower() or "q"
 
-    before = termios.tcgetattr(sys.stdin)
+    terminal = sys.stdin.fileno()
+    before = termios.tcgetattr(terminal)
     try:
-        tty.setcbreak(sys.stdin)
+        tty.setcbreak(terminal)
         yield pressed
     finally:
-        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 
 def _wait(seconds: float) -> str:
