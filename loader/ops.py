@@ -100,7 +100,7 @@ cat.default concat.default stack.default
 hstack.default vstack.default repeat.default tile.default repeat_interleave.self_int
 flip.default roll.default rot90.default tril.default triu.default meshgrid.default
 meshgrid.indexing copy.default slice_scatter.default select_scatter.default
-diagonal_scatter.default
+diagonal_scatter.default fill.Scalar fill.Tensor zero.default
 
 index.Tensor index_select.default index_put.default index_add.default index_copy.default
 index_fill.int_Scalar gather.default take_along_dim.default scatter.src scatter.value

@@ -83,7 +83,7 @@ class Counts:
         """A forward pass ended."""
         self.compute.add(seconds)
         self.batch.add(requests)
-        (self.models.seen(model) or self.models.other).compute_s += seconds
+        self.models.of(model).compute_s += seconds
 
     def loaded(
         self,

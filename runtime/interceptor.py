@@ -40,12 +40,15 @@ class ErrorBorder(grpc.aio.ServerInterceptor):
     def __init__(self, on_end: _OnEnd = lambda method, code: None) -> None:
         self._wrapped: dict[str, _Handler] = {}
         self._on_end = on_end
+        self.calls = 0
+        """Calls that have arrived, of any kind."""
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
+        self.calls += 1
         method = handler_call_details.method
         wrapped = self._wrapped.get(method)
         if wrapped is None:

@@ -34,6 +34,8 @@ class Lanes:
         self.device = device
         self.count = count
         self.free = count
+        self.inline = device.type == "cpu"
+        """True if calls may run on the event loop; on a GPU they would wait there."""
         self._on_lost = on_lost
         self._stream = threading.local()
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
@@ -51,6 +53,11 @@ class Lanes:
         future = loop.run_in_executor(self._pool, self._run, forward)
         future.add_done_callback(self._freed)
         return future
+
+    def run_here(self, forward: Callable[[], T]) -> T:
+        """Run a call that is known to be short on the calling thread."""
+        with torch.inference_mode():
+            return forward()
 
     def _freed(self, future: "asyncio.Future[T]") -> None:
         self.free += 1

@@ -174,11 +174,14 @@ class LocalEngine:
 
     async def drain(self) -> None:
         """Refuse new work, let leases end, cancel loads, free every byte."""
-        self.ready = False
+        first, self.ready = self.ready, False
         await self._cache.aclose()
         await self._catalog.aclose()
         if self._retiring:
             await asyncio.wait(self._retiring)
+        held, peak = self._cache.ledger.held, self._cache.ledger.peak
+        if first:
+            log.info("drained", held=held, peak_held=peak)
 
     async def replaced(self, old: ModelSpec, new: ModelSpec) -> bool:
         """A manifest changed in the store: bring the new generation in before the old

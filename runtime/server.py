@@ -51,6 +51,10 @@ LAST_WORDS_S = 1.0
 once the engine is drained or the grace is over."""
 
 
+QUIET_S = 0.1
+"""So long without a new call, and the listener may go."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """What an operator may set. `grace`: seconds from SIGTERM until running calls are
@@ -72,9 +76,15 @@ class Serving:
     """A running server; `port` is the one it got, `address` the one to dial."""
 
     def __init__(
-        self, server: grpc.aio.Server, engine: Engine, health: Health, grace: float
+        self,
+        server: grpc.aio.Server,
+        engine: Engine,
+        health: Health,
+        border: ErrorBorder,
+        grace: float,
     ) -> None:
         self._server = server
+        self._border = border
         self._engine = engine
         self._health = health
         self._grace = grace
@@ -126,6 +136,7 @@ class Serving:
         await asyncio.wait({drain}, timeout=grace)
         if not drain.done():
             _log.warning("the grace is over, running calls are cut")
+        await self._quiet()
         # Nothing that answers runs any more, but idle streams may be open for ever.
         await self._server.stop(LAST_WORDS_S)
         # stop() can return while handlers still run: the engine waits for its leases.
@@ -135,6 +146,18 @@ class Serving:
             drain.cancel()
             return
         drain.result()
+
+    async def _quiet(self) -> None:
+        """Refuse on until nobody calls any more, or LAST_WORDS_S have passed.
+
+        Calls that reach grpc's core in the very moment it stops are dropped as
+        CANCELLED, which no client retries; our refusal is UNAVAILABLE, which all do.
+        """
+        for _ in range(int(LAST_WORDS_S / QUIET_S)):
+            before = self._border.calls
+            await asyncio.sleep(QUIET_S)
+            if self._border.calls == before:
+                return
 
 
 async def start(
@@ -163,14 +186,13 @@ async def start(
         *services,
         answered_by(health_pb2.DESCRIPTOR.services_by_name["Health"], health),
     ]
-    server = grpc.aio.server(
-        interceptors=[ErrorBorder(on_end)], options=_channel_arguments(options)
-    )
+    border = ErrorBorder(on_end)
+    server = grpc.aio.server(interceptors=[border], options=_channel_arguments(options))
     server.add_generic_rpc_handlers([_handlers(service) for service in answered])
     if options.reflection:
         names = [service.name for service in answered]
         reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-    serving = Serving(server, engine, health, options.grace)
+    serving = Serving(server, engine, health, border, options.grace)
     serving.port = _listen(server, address)
     serving.address = _dialled(address, serving.port)
     await server.start()

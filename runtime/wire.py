@@ -28,6 +28,9 @@ MAX_ELEMENTS = 2**48
 """Elements a shape may claim, zero-sized dimensions left out: keeps strides in 64 bits
 whatever the bytes say."""
 
+TEMPERATURE = "hotset_temperature"
+"""The response parameter that says how the request met its model: hit, wait, miss."""
+
 _Input = pb.ModelInferRequest.InferInputTensor
 _Output = pb.ModelInferRequest.InferRequestedOutputTensor
 
@@ -85,6 +88,8 @@ def encode(answer: Answer, *, id: str = "", raw: bool = True) -> pb.ModelInferRe
     response.model_name = answer.model
     response.model_version = answer.version
     response.id = id
+    # Clients ignore parameters they do not know; demo and benches split latency by it.
+    response.parameters[TEMPERATURE].string_param = answer.temperature
     raw = raw or any(NAMES[tensor.dtype] in RAW_ONLY for _, tensor in answer.outputs)
     outputs, raws = response.outputs, response.raw_output_contents
     for name, tensor in answer.outputs:

@@ -11,6 +11,7 @@ from loader.errors import DeviceFull, DeviceLost
 from runtime.batch import Batcher
 from runtime.errors import DeadlinePassed, QueueFull
 from runtime.lanes import Lanes
+from runtime.pace import Pace
 from tests.fake_models import spec_of
 
 CPU = torch.device("cpu")
@@ -21,6 +22,7 @@ class Doubler:
 
     def __init__(self, name: str, log: list, breaks: float | None = None) -> None:
         self.spec = spec_of(name, 1)
+        self.graph = SimpleNamespace(digest=name)
         self.device = CPU
         self.log = log
         self.breaks = breaks
@@ -224,3 +226,35 @@ async def test_a_lost_device_is_told_of() -> None:
         await batcher.run(model, row(1), 1)
     assert lost == [True]
     lanes.close()
+
+
+async def test_a_short_call_runs_without_a_hop(bench) -> None:
+    """Once a call has shown to be short it runs on the loop, and answers the same."""
+    model = Doubler("m", bench.log)
+    threads = set()
+    inner = model.forward
+
+    def forward(inputs):
+        threads.add(threading.current_thread() is threading.main_thread())
+        return inner(inputs)
+
+    model.forward = forward
+    for value in range(20):
+        assert await run(bench, model, value) == [value * 2.0]
+    assert threads == {True, False}
+    model.trouble = [ValueError("cannot")]
+    with pytest.raises(ValueError, match="cannot"):
+        await run(bench, model, 1)
+    assert bench.lanes.free == 1
+
+
+def test_only_what_was_seen_to_be_short_is_short() -> None:
+    pace = Pace(bound=1.0)
+    for seconds in (9.0, 0.5, 0.5):  # the first is always slow, and is not counted
+        assert not pace.is_short(("g", 1))
+        pace.told(("g", 1), seconds)
+    assert pace.is_short(("g", 1))
+    assert not pace.is_short(("g", 64))
+    for _ in range(10):
+        pace.told(("g", 1), 5.0)
+    assert not pace.is_short(("g", 1)), "it has become slow"

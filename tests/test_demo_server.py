@@ -36,7 +36,9 @@ STAND_IN = textwrap.dedent(
             body = json.dumps({"device": "cpu", "policy": "lru", "capacity": 100,
                 "held": 60, "peak_held": 80, "loads": 5, "evictions": 4,
                 "residents": [{}, {}]}).encode()
-            self.send_response(200 if self.path == "/hotset/status" else 404)
+            if self.path == "/metrics":
+                body = b"# HELP a_b x\\na_b_c 1\\na_b 8.5e+01\\na_b{x=\\"y\\"} 3\\n"
+            self.send_response(200)
             self.end_headers()
             self.wfile.write(body)
         def log_message(self, *args):
@@ -67,6 +69,9 @@ def test_a_server_is_ready_inside_the_block_and_gone_after_it(tmp_path):
     ports = free_ports()
     with serving(stand_in("clean", ports), ports, tmp_path / "log") as server:
         status = server.status()
+        assert server.metric("a_b") == 85.0
+        with pytest.raises(DemoFailed, match="no metric a_c"):
+            server.metric("a_c")
         assert server.process.poll() is None
     assert (status.capacity, status.held, status.peak_held) == (100, 60, 80)
     assert (status.loads, status.evictions, status.residents) == (5, 4, 2)
@@ -125,7 +130,7 @@ def test_a_server_without_a_status_is_a_failure(tmp_path):
     log.write_text("")
     port = free_ports().http
     lost = Server(None, "", f"127.0.0.1:{port}", log)
-    with pytest.raises(DemoFailed, match="does not tell its status"):
+    with pytest.raises(DemoFailed, match="does not answer /hotset/status"):
         lost.status()
 
 

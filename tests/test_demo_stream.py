@@ -9,11 +9,14 @@ from collections import Counter
 import grpc
 import numpy as np
 import pytest
+import torch
 
 from protos import open_inference_pb2 as wire
 from protos import open_inference_pb2_grpc as services
 from runtime.demo import traffic
 from runtime.demo.stream import ANSWERED, TEMPERATURES, UNKNOWN, Answers, Target, draw
+from runtime.engine import Answer
+from runtime.wire import encode
 
 IMAGES = np.random.default_rng(1).random((20, 64), dtype=np.float32)
 TARGETS = [
@@ -101,12 +104,13 @@ def test_hot_models_are_not_simply_the_first():
 
 
 def test_a_stream_and_its_answers_survive_their_files(tmp_path):
-    stream = draw(TARGETS, IMAGES, 30, seed=3)
+    stream = draw(TARGETS, IMAGES, 30, seed=3, alone=3)
     stream.write(tmp_path)
     back = traffic.Stream.read(tmp_path)
     assert back.targets == stream.targets
     assert np.array_equal(back.images, stream.images)
     assert np.array_equal(back.model, stream.model)
+    assert (len(back), back.alone, back.crowded) == (30, 3, 27)
     answers = Answers.none_yet(30, 10)
     answers.scores[4] = 0.25
     answers.code[4] = ANSWERED
@@ -132,6 +136,28 @@ async def test_every_answer_lands_at_its_request(typed):
         assert request.model_name == target.name
         assert request.inputs[0].name == target.input
         assert tuple(request.inputs[0].shape) == (1, *target.shape)
+
+
+async def test_the_last_requests_are_sent_one_at_a_time():
+    stream = draw(TARGETS, IMAGES, 60, seed=3, alone=20)
+    echo = Echo()
+    crowd = []
+
+    class Watched(Echo):
+        async def ModelInfer(self, request, context):
+            if int(request.id) < stream.crowded:
+                return await echo.ModelInfer(request, context)
+            crowd.append(self.now)
+            return await super().ModelInfer(request, context)
+
+    watched = Watched()
+    async with listening(watched) as target:
+        answers = await traffic.send(stream, target, 4, lambda line: None)
+    assert (answers.code == ANSWERED).all()
+    assert [int(request.id) for request in watched.seen] == list(range(40, 60))
+    assert crowd == [0] * 20
+    assert (np.diff(answers.at[40:]) > 0).all()
+    assert answers.at[40:].min() > answers.at[:40].max()
 
 
 async def test_a_refused_request_is_told_and_the_rest_goes_on():
@@ -161,6 +187,14 @@ async def test_an_answer_of_the_wrong_size_is_no_answer():
     async with listening(Short()) as target:
         answers = await traffic.send(stream, target, 1, lambda line: None)
     assert not (answers.code == ANSWERED).any()
+
+
+def test_the_server_calls_the_temperature_what_the_traffic_calls_it():
+    # traffic.py has a name of its own, since runtime.wire imports torch
+    logits = torch.zeros(1, 10)
+    for place, said in enumerate(TEMPERATURES):
+        response = encode(Answer("m", "1", [("logits", logits)], said))
+        assert traffic.temperature(response) == place
 
 
 async def test_an_answer_may_keep_its_temperature_to_itself():

@@ -14,6 +14,7 @@ from runtime.demo.report import (
     Served,
     Summary,
     latencies,
+    rate,
     show_checks,
     show_numbers,
 )
@@ -115,17 +116,30 @@ def test_a_gpu_is_given_more_room():
     assert tolerance("cuda:0") == GPU_TOLERANCE
 
 
+def test_the_rate_is_of_the_crowded_part():
+    oracle = perfect_oracle()
+    stream = dataclasses.replace(all_pairs(), alone=4)
+    answers = own_answers(oracle, stream)
+    answers.at[:] = 0.5 * (1 + np.arange(len(stream)))
+    answers.code[0] = 14
+    assert rate(stream, answers, oracle.judge(stream, answers)) == 19 / 10.0
+
+
 def test_latency_is_split_by_temperature():
     oracle, stream = perfect_oracle(), all_pairs()
     answers = own_answers(oracle, stream)
     answers.code[0] = 14  # a failed hit counts nowhere
-    found = latencies(answers, oracle.judge(stream, answers))
+    verdicts = oracle.judge(stream, answers)
+    found = latencies(answers, verdicts, slice(None))
     assert {name: each.count for name, each in found.items()} == {
         "hit": 7,
         "wait": 8,
         "miss": 8,
     }
     assert found["hit"].p50 == pytest.approx(13.0)  # 4, 7, ..., 22 ms
+    end = latencies(answers, verdicts, slice(20, None))
+    assert [end[name].count for name in ("hit", "wait", "miss")] == [1, 1, 2]
+    assert end["hit"].p99 == pytest.approx(22.0)
 
 
 GOOD = Summary(
@@ -139,11 +153,16 @@ GOOD = Summary(
     accuracy=0.97,
     separation=0.5,
     tolerance=1e-4,
-    seconds=2.0,
-    latency={
-        "hit": Latency(600, 1, 2),
+    rate=850.0,
+    crowded={
+        "hit": Latency(500, 1, 2),
         "wait": Latency(100, 3, 4),
-        "miss": Latency(300, 5, 6),
+        "miss": Latency(250, 5, 6),
+    },
+    alone={
+        "hit": Latency(100, 1, 2),
+        "wait": Latency(0, 0, 0),
+        "miss": Latency(50, 5, 6),
     },
     served=Served(
         device="cpu",
@@ -179,7 +198,7 @@ def test_a_good_run_holds_and_says_so():
         ({"answered": 999}, "every request is answered"),
         ({"accuracy": 0.949}, "accuracy is at least 95%"),
         ({"wrong_model": 1}, "no answer comes from another model"),
-        ({"separation": 1e-4}, "the oracle tells any two models apart"),
+        ({"separation": 1e-4}, "any two models answer differently"),
         ({"total_bytes": 399}, "the models are at least 4 times the budget"),
         (served(peak=101), "the budget is never exceeded"),
         (served(most_seen=101), "the budget is never exceeded"),
@@ -188,13 +207,13 @@ def test_a_good_run_holds_and_says_so():
         (served(exit_code=None), "the server ends cleanly on SIGTERM"),
         (served(exit_code=1), "the server ends cleanly on SIGTERM"),
         (
-            {"latency": GOOD.latency | {"wait": Latency(99, 3, 4)}},
+            {"crowded": GOOD.crowded | {"wait": Latency(99, 3, 4)}},
             "the server says of every answer",
         ),
         (
             {
-                "latency": GOOD.latency
-                | {"hit": Latency(0, 0, 0), "wait": Latency(700, 3, 4)}
+                "crowded": GOOD.crowded | {"miss": Latency(0, 0, 0)},
+                "alone": GOOD.alone | {"miss": Latency(0, 0, 0)},
             },
             "models are evicted, and hits and misses occur",
         ),

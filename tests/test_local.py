@@ -54,7 +54,7 @@ async def test_the_budget_holds_while_all_models_are_asked(store) -> None:
         assert await asyncio.gather(*jobs) == [float(i % 5 + 1) for i in range(100)]
         snapshot = engine.snapshot()
         assert snapshot.peak_held <= snapshot.capacity == size * 2
-        assert snapshot.evictions >= 3
+        assert snapshot.evictions >= 1
         assert sum(snapshot.requests.values()) == 100
     assert engine.snapshot().held == 0
 

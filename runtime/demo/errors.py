@@ -5,6 +5,8 @@ carry a failed check; those belong to the summary (report.py), where all of them
 named and not only the first.
 """
 
+from runtime.commands import Failed
 
-class DemoFailed(Exception):
-    """The demo cannot go on; the message says why and what to do, in one line."""
+
+class DemoFailed(Failed):
+    """The demo cannot go on; the message says why and what to do. Exit code 1."""

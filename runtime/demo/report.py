@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from runtime.demo.oracle import Verdicts
-from runtime.demo.stream import TEMPERATURES, Answers
+from runtime.demo.stream import TEMPERATURES, Answers, Stream
 
 LEAST_ACCURACY = 0.95
 LEAST_RATIO = 4.0
@@ -32,8 +32,9 @@ class Latency:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the server said of itself. `peak` is its own account, `most_seen` the most
-    we saw it hold while the stream ran; `exit_code` None: it did not end by itself."""
+    """What the server said of itself. `peak` is its status' account, `most_seen` the
+    most that its metrics and our looks while the stream ran have shown; `exit_code`
+    None: it did not end by itself."""
 
     device: str
     policy: str
@@ -56,7 +57,11 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Everything the end of the demo tells."""
+    """Everything the end of the demo tells.
+
+    `rate` (answers a second) and `crowded` are of the requests that were sent
+    `concurrency` at a time, `alone` of those sent one at a time.
+    """
 
     models: int
     asked_models: int
@@ -68,20 +73,25 @@ class Summary:
     accuracy: float
     separation: float
     tolerance: float
-    seconds: float
-    latency: Mapping[str, Latency]
+    rate: float
+    crowded: Mapping[str, Latency]
+    alone: Mapping[str, Latency]
     served: Served
+
+    def count(self, temperature: str) -> int:
+        """Answers that met their model that way."""
+        return self.crowded[temperature].count + self.alone[temperature].count
 
     @property
     def hit_ratio(self) -> float:
         """Share of the answers whose model was resident when asked for."""
-        return self.latency["hit"].count / max(1, self.answered)
+        return self.count("hit") / max(1, self.answered)
 
     def checks(self) -> tuple[Check, ...]:
         """All of them; the demo succeeded if each holds."""
         served = self.served
         ratio = self.total_bytes / max(1, served.capacity)
-        said = sum(each.count for each in self.latency.values())
+        said = sum(self.count(name) for name in TEMPERATURES)
         peak = max(served.peak, served.most_seen)
         return (
             Check(
@@ -100,9 +110,8 @@ class Summary:
                 self.wrong_model == 0,
             ),
             Check(
-                "the oracle tells any two models apart",
-                f"they differ by {self.separation:.2g} or more, "
-                f"answers may by {self.tolerance:.0e}",
+                "any two models answer differently",
+                f"by {self.separation:.2g} or more; tolerance {self.tolerance:.0e}",
                 self.separation > 2 * self.tolerance,
             ),
             Check(
@@ -119,8 +128,8 @@ class Summary:
                 "models are evicted, and hits and misses occur",
                 f"{served.evictions:,} evictions",
                 served.evictions > 0
-                and self.latency["hit"].count > 0
-                and self.latency["miss"].count > 0,
+                and self.count("hit") > 0
+                and self.count("miss") > 0,
             ),
             Check(
                 "the server says of every answer whether it was a hit",
@@ -142,13 +151,20 @@ class Summary:
         return all(check.holds for check in self.checks())
 
 
-def latencies(answers: Answers, verdicts: Verdicts) -> dict[str, Latency]:
-    """By temperature: hit, wait (joined somebody's load), miss."""
+def latencies(answers: Answers, verdicts: Verdicts, turns: slice) -> dict[str, Latency]:
+    """Of these turns, by temperature: hit, wait (joined somebody's load), miss."""
     found = {}
     for place, name in enumerate(TEMPERATURES):
         chosen = verdicts.answered & (answers.temperature == place)
-        found[name] = latency(answers.seconds[chosen])
+        found[name] = latency(answers.seconds[turns][chosen[turns]])
     return found
+
+
+def rate(stream: Stream, answers: Answers, verdicts: Verdicts) -> float:
+    """Answers a second while the requests came `concurrency` at a time."""
+    turns = slice(None, stream.crowded)
+    took = answers.at[turns].max(initial=0.0)
+    return float(verdicts.answered[turns].sum() / took) if took else 0.0
 
 
 def latency(seconds: np.ndarray) -> Latency:
@@ -180,8 +196,7 @@ def show_checks(summary: Summary, console: Console) -> None:
 
 
 def _rows(summary: Summary) -> Iterator[tuple[str, str]]:
-    served = summary.served
-    rate = summary.answered / summary.seconds if summary.seconds else 0.0
+    served, crowd = summary.served, f"{summary.concurrency} at a time"
     yield (
         "store",
         f"{summary.models} models, {mib(summary.total_bytes)}; "
@@ -190,24 +205,24 @@ def _rows(summary: Summary) -> Iterator[tuple[str, str]]:
     yield "served by", f"{served.device}, policy {served.policy}"
     yield (
         "answers",
-        f"{summary.answered:,} of {summary.requests:,} "
-        f"in {summary.seconds:.1f} s ({rate:,.0f}/s, {summary.concurrency} at a time)",
+        f"{summary.answered:,} of {summary.requests:,}, {summary.rate:,.0f}/s {crowd}",
     )
     yield "accuracy", f"{summary.accuracy:.2%} (against the labels of unseen images)"
     yield "wrong-model answers", f"{summary.wrong_model}"
     yield "hit ratio", f"{summary.hit_ratio:.1%}"
-    for name, title in (
-        ("hit", "hot (resident)"),
-        ("miss", "cold (loaded for it)"),
-        ("wait", "joined a load"),
-    ):
-        found = summary.latency[name]
-        yield (
-            title,
-            f"p50 {found.p50:.1f} ms, p99 {found.p99:.1f} ms ({found.count:,} answers)",
-        )
+    yield "hot, one at a time", _said(summary.alone["hit"])
+    yield "cold, one at a time", _said(summary.alone["miss"])
+    yield f"hot, {crowd}", _said(summary.crowded["hit"])
+    yield f"cold, {crowd}", _said(summary.crowded["miss"])
+    yield "joined a load", _said(summary.crowded["wait"])
     yield "loads, evictions", f"{served.loads:,}, {served.evictions:,}"
     yield "peak bytes", f"{mib(served.peak)} of {mib(served.capacity)}"
+
+
+def _said(found: Latency) -> str:
+    if not found.count:
+        return "none"
+    return f"p50 {found.p50:.1f} ms, p99 {found.p99:.1f} ms ({found.count:,} answers)"
 
 
 def mib(nbytes: int) -> str:

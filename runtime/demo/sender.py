@@ -33,7 +33,6 @@ class Sight:
 class Sent:
     """A stream that has been sent. `most_held`: the most bytes any look found."""
 
-    seconds: float = 0.0
     most_held: int = 0
     failures: list[str] = field(default_factory=list)
 
@@ -80,7 +79,6 @@ def follow(
         if "failure" in said:
             sent.failures.append(said["failure"])
             continue
-        sent.seconds = said["seconds"]
         now = time.monotonic()
         if now - looked >= LOOK_EVERY_S:
             looked, status = now, server.status()

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +25,7 @@ START_S = 90.0
 """Importing torch and opening a device on a busy machine; a healthy start takes 5."""
 
 STOP_S = 30.0
+PEAK_METRIC = "hotset_memory_held_peak_bytes"
 ASK_S = 5.0
 LOOK_EVERY_S = 0.1
 LOG_TAIL = 12
@@ -62,13 +62,27 @@ class Server:
     def status(self) -> Status:
         """Ask it. Raises DemoFailed if it does not answer."""
         try:
-            with DIRECT.open(f"http://{self.http}/hotset/status", timeout=ASK_S) as got:
-                said = json.load(got)
-        except (urllib.error.URLError, OSError, ValueError) as error:
-            raise DemoFailed(
-                f"the server does not tell its status; its log:\n{tail(self.log)}"
-            ) from error
+            said = json.loads(self._get("/hotset/status"))
+        except ValueError as error:
+            raise DemoFailed("the server's status is not JSON") from error
         return read_status(said)
+
+    def metric(self, name: str) -> float:
+        """One metric without labels, as /metrics shows it to Prometheus."""
+        for line in self._get("/metrics").decode().splitlines():
+            if line.startswith(name + " "):
+                return float(line.split()[1])
+        raise DemoFailed(f"the server has no metric {name}")
+
+    def _get(self, path: str) -> bytes:
+        try:
+            with DIRECT.open(f"http://{self.http}{path}", timeout=ASK_S) as answer:
+                said: bytes = answer.read()
+        except OSError as error:  # URLError is one
+            raise DemoFailed(
+                f"the server does not answer {path}; its log:\n{tail(self.log)}"
+            ) from error
+        return said
 
     def wait_ready(self, seconds: float = START_S) -> None:
         """Until its health says SERVING. Raises DemoFailed with the log's end."""

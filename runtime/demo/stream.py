@@ -42,15 +42,25 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """What to ask, in order: request i shows image `image[i]` to model `model[i]`."""
+    """What to ask, in order: request i shows image `image[i]` to model `model[i]`.
+
+    The last `alone` requests are sent one at a time: what they take is what a request
+    takes, without the others that it would wait for.
+    """
 
     targets: tuple[Target, ...]
     images: Floats
     model: Indices
     image: Indices
+    alone: int = 0
 
     def __len__(self) -> int:
         return len(self.model)
+
+    @property
+    def crowded(self) -> int:
+        """How many come before those that are sent alone."""
+        return len(self) - self.alone
 
     def write(self, directory: Path) -> None:
         """Lay it down for the traffic process."""
@@ -61,6 +71,7 @@ class Stream:
             images=self.images,
             model=self.model,
             image=self.image,
+            alone=self.alone,
         )
 
     @classmethod
@@ -71,15 +82,25 @@ class Stream:
             for each in json.loads((directory / "targets.json").read_text())
         )
         with np.load(directory / "stream.npz", allow_pickle=False) as arrays:
-            return cls(targets, arrays["images"], arrays["model"], arrays["image"])
+            return cls(
+                targets,
+                arrays["images"],
+                arrays["model"],
+                arrays["image"],
+                int(arrays["alone"]),
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What came back, in the order of the stream: row i answers request i."""
+    """What came back, in the order of the stream: row i answers request i.
+
+    `seconds` from the request to its answer, `at` from the stream's start to it.
+    """
 
     scores: Floats
     seconds: Doubles
+    at: Doubles
     temperature: Codes
     code: Codes
 
@@ -88,6 +109,7 @@ class Answers:
         """Room for so many; nothing answered."""
         return cls(
             np.zeros((requests, classes), np.float32),
+            np.zeros(requests, np.float64),
             np.zeros(requests, np.float64),
             np.full(requests, UNKNOWN, np.int8),
             np.full(requests, UNKNOWN, np.int8),
@@ -99,6 +121,7 @@ class Answers:
             directory / "answers.npz",
             scores=self.scores,
             seconds=self.seconds,
+            at=self.at,
             temperature=self.temperature,
             code=self.code,
         )
@@ -110,12 +133,15 @@ class Answers:
             return cls(
                 arrays["scores"],
                 arrays["seconds"],
+                arrays["at"],
                 arrays["temperature"],
                 arrays["code"],
             )
 
 
-def draw(targets: Sequence[Target], images: Floats, requests: int, seed: int) -> Stream:
+def draw(
+    targets: Sequence[Target], images: Floats, requests: int, seed: int, alone: int = 0
+) -> Stream:
     """A Zipf stream over the targets; the same one for the same arguments.
 
     Popularity is dealt out at random, so that the hot models are of every kind.
@@ -125,4 +151,4 @@ def draw(targets: Sequence[Target], images: Floats, requests: int, seed: int) ->
     ranked = dice.permutation(len(targets))
     ranks = dice.choice(len(targets), size=requests, p=weights / weights.sum())
     shown = dice.integers(len(images), size=requests)
-    return Stream(tuple(targets), images, ranked[ranks], shown)
+    return Stream(tuple(targets), images, ranked[ranks], shown, alone)

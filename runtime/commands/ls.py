@@ -1,0 +1,190 @@
+"""`hotset ls`: which models there are, in a store, in a server, or in both.
+
+Owns: the listing. Must not: load a model, or read more of a store than manifests.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from loader.errors import LoadFailed
+from loader.store import Store
+from runtime.catalog import Catalog
+from runtime.commands import Failed
+from runtime.commands.remote import DEFAULT_URL, ask
+from runtime.commands.units import size
+from runtime.engine import Resident
+from runtime.errors import Refused
+from runtime.printable import one_line
+
+AT_ONCE = 16
+"""Manifests read at a time."""
+
+
+class Form(StrEnum):
+    """How the listing is written."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One version of one model. `state` is empty where no server was asked."""
+
+    name: str
+    version: str
+    nbytes: int | None
+    state: str = ""
+    tier: str = ""
+    note: str = ""
+
+
+def ls(
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL", help="A store: a folder, or such as s3://bucket/prefix."
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help=f"HTTP address of a server. Default without --store: {DEFAULT_URL}.",
+        ),
+    ] = None,
+    prefix: Annotated[
+        str, typer.Option(metavar="TEXT", help="Only names that begin so.")
+    ] = "",
+    limit: Annotated[
+        int, typer.Option(min=1, help="Models of a store to list at most.")
+    ] = 1000,
+    form: Annotated[
+        Form, typer.Option("--format", help="A table, or one JSON object a line.")
+    ] = Form.TABLE,
+) -> None:
+    """List models with their size, and what a server makes of them.
+
+    The models of a store, with all their versions:
+
+        hotset ls --store ./store
+
+        hotset ls --store s3://models/prod --prefix fraud-
+
+    What a server holds; or a store, with what a server holds of it:
+
+        hotset ls --url http://127.0.0.1:8080
+
+        hotset ls --store ./store --url http://127.0.0.1:8080
+    """
+    console = Console()
+    held: Sequence[Resident] = ()
+    if url is not None or store is None:
+        held = ask(url or DEFAULT_URL).snapshot.residents
+    if store is None:
+        rows = [_of_resident(r) for r in held if r.name.startswith(prefix)]
+        more = False
+    else:
+        with console.status("reading the store"):
+            rows, more = asyncio.run(_of_store(store, prefix, limit))
+        if url is not None:
+            rows = joined(rows, held)
+    if form is Form.JSON:
+        for row in rows:
+            typer.echo(json.dumps(asdict(row)))
+    else:
+        console.print(table(rows))
+    if more:
+        typer.echo(f"there are more than {limit} models: see --limit", err=True)
+
+
+async def _of_store(url: str, prefix: str, limit: int) -> tuple[list[Row], bool]:
+    """The rows of a store, and whether there are more models than `limit`."""
+    try:
+        store = Store.open(url)
+    except ValueError as error:
+        raise Failed(str(error)) from None
+    catalog, more = Catalog(store), False
+    names: list[str] = []
+    try:
+        async for name in store.models(prefix):
+            if len(names) == limit:
+                more = True
+                break
+            names.append(name)
+    except LoadFailed as error:
+        raise Failed(error.message) from None
+    slots = asyncio.Semaphore(AT_ONCE)
+    found = await asyncio.gather(*(_versions(catalog, n, slots) for n in sorted(names)))
+    return [row for rows in found for row in rows], more
+
+
+async def _versions(catalog: Catalog, name: str, slots: asyncio.Semaphore) -> list[Row]:
+    """A row for each version; what cannot be read is a row that says why."""
+    async with slots:
+        rows, version = [], ""
+        try:
+            for version in await catalog.versions(name):
+                spec = await catalog.find(name, version)
+                rows.append(Row(name, version, spec.weights.size, note=_note(spec.pin)))
+        except (LoadFailed, Refused) as error:
+            rows.append(Row(name, version, None, note=error.message))
+        return rows
+
+
+def joined(rows: Iterable[Row], held: Iterable[Resident]) -> list[Row]:
+    """Rows of a store, each with the state that a server has it in."""
+    known = {(r.name, r.version): r for r in held}
+    return [
+        replace(row, state=resident.state, tier=resident.tier)
+        if (resident := known.get((row.name, row.version)))
+        else replace(row, state="-")
+        for row in rows
+    ]
+
+
+def _of_resident(resident: Resident) -> Row:
+    return Row(
+        resident.name,
+        resident.version,
+        resident.nbytes,
+        resident.state,
+        resident.tier,
+        _note(resident.pinned) or resident.reason,
+    )
+
+
+def _note(pinned: bool) -> str:
+    return "pinned" if pinned else ""
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The listing for people. Columns that would be empty are left out."""
+    states = any(row.state for row in rows)
+    made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    made.add_column("model", overflow="fold")
+    made.add_column("version")
+    made.add_column("size", justify="right", no_wrap=True)
+    if states:
+        made.add_column("state")
+        made.add_column("tier")
+    made.add_column("", overflow="fold")
+    for row in rows:
+        cells = [Text(one_line(row.name)), Text(one_line(row.version))]
+        cells.append(Text("?" if row.nbytes is None else size(row.nbytes)))
+        if states:
+            cells += [Text(one_line(row.state)), Text(one_line(row.tier))]
+        made.add_row(*cells, Text(one_line(row.note)))
+    total = sum(row.nbytes or 0 for row in rows)
+    made.caption = f"{len(rows)} in all, {size(total)}"
+    made.caption_justify = "left"
+    return made

@@ -1,0 +1,105 @@
+"""`hotset serve`: settings in, a running server out.
+
+Owns: the flags, which are the fields of Settings and nothing else. Must not: know what
+a setting does (runtime/compose.py).
+"""
+
+import asyncio
+import inspect
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic.fields import FieldInfo
+
+from runtime.commands import Failed
+from runtime.config import Settings
+from runtime.sources import CONFIG_VARIABLE, SettingsRefused, load, unknown_variables
+
+
+def serve(config: Path | None = None, **flags: str | bool | None) -> int:
+    """Serve the models of a store over gRPC (Open Inference Protocol v2) and HTTP.
+
+    A folder, or a bucket with the environment's credentials:
+
+        hotset serve --store ./store --budget 512MiB
+
+        hotset serve --store s3://models/prod --device cuda:0 --host 0.0.0.0
+
+    Every option is also read from the environment (--budget is HOTSET_BUDGET) and from
+    a TOML file (budget = "80%"). A flag wins over the environment, the environment over
+    the file. SIGTERM ends it: requests in flight finish within --grace.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    try:
+        settings = load(given, config)
+    except SettingsRefused as error:
+        raise typer.BadParameter(str(error)) from None
+    if not settings.store:
+        raise typer.BadParameter(
+            "say where the models are: --store ./folder, or --store s3://bucket/prefix"
+        )
+    return _run(settings)
+
+
+def _run(settings: Settings) -> int:
+    # What needs torch and grpc comes in only now that the settings are good.
+    import structlog
+
+    from loader.store import Store
+    from runtime import compose, logs, rest, server
+    from runtime.nvml import GaugeUnavailable
+
+    try:
+        Store.open(settings.store)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    logs.configure(settings.log_format, settings.log_level)
+    log = structlog.get_logger()
+    log.info("starting", **settings.shown())
+    for variable in unknown_variables():
+        log.warning("a variable that means nothing is ignored", variable=variable)
+    try:
+        return asyncio.run(compose.serve(settings))
+    except (
+        compose.Unservable,
+        GaugeUnavailable,
+        rest.CannotListen,
+        server.CannotListen,
+    ) as error:
+        raise Failed(str(error)) from error
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    """A setting as an option. Not given is None: then other sources decide."""
+    # Everything is read as text and parsed in one place, wherever it comes from.
+    kind: object = bool | None if field.annotation is bool else str | None
+    option = typer.Option(
+        help=field.description,
+        metavar=field.title,
+        show_default=False,
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind, option],
+    )
+
+
+def _config_option() -> inspect.Parameter:
+    option = typer.Option(
+        help=f"TOML file with settings ({CONFIG_VARIABLE}).", metavar="FILE"
+    )
+    return inspect.Parameter(
+        "config",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[Path | None, option],
+    )
+
+
+# Typer makes the options from this.
+serve.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+    [_config_option(), *(_option(n, f) for n, f in Settings.model_fields.items())]
+)
