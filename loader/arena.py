@@ -174,6 +174,17 @@ class Arena:
             raise AssertionError("A slab in use was dropped. This is a bug.")
         self.slabs.remove(slab)
 
+    def shed(self) -> list[tuple[Slab, int, int]]:
+        """(slab, start, end) of what lies touched above the last block of each slab;
+        it counts as never touched from now on."""
+        tails = []
+        for slab in self.slabs:
+            end = slab.blocks[-1].end if slab.blocks else 0
+            if slab.top > end:
+                tails.append((slab, end, slab.top))
+                slab.top = end
+        return tails
+
     def surplus(self) -> list[Slab]:
         """Empty slabs that the capacity has no room for any more."""
         over, going = self.reserved - self.capacity(), []

@@ -23,7 +23,8 @@ from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.manifest import ModelSpec
 from loader.memory import DeviceMemory
-from loader.model import Filled, Model
+from loader.model import Filled
+from loader.model import Model as Model
 from loader.pool import Pool
 from loader.slabs import Slabs
 from loader.spool import Spool
@@ -84,6 +85,11 @@ class Loader:
             return "host"
         on_disk = self._spool is not None and self._spool.holds(digest)
         return "disk" if on_disk else "store"
+
+    def stop_keeping(self) -> None:
+        """The server drains: what leaves the device from now on is not copied."""
+        if self._host is not None:
+            self._host.stop()
 
     def tiers(self) -> Tiers:
         """How the arena and the tiers below it stand."""

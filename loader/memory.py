@@ -20,6 +20,9 @@ _POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE (Linux 5.14); Python has no name for it yet."""
 
 
+_libc = ctypes.CDLL(None)
+
+
 class DeviceMemory(Protocol):
     """Where slabs come from. `direct`: a CPU thread can write to a slab itself."""
 
@@ -36,6 +39,10 @@ class DeviceMemory(Protocol):
 
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copy between slabs, or down within one; returns when it is done."""
+        ...
+
+    def shed(self, unused: torch.Tensor) -> None:
+        """Part of a slab is not used for now: let others have it, where possible."""
         ...
 
     def gave_back(self) -> None:
@@ -57,12 +64,24 @@ class HostMemory:
         """See DeviceMemory. memmove, unlike copy_, allows overlap in any direction."""
         ctypes.memmove(target.data_ptr(), source.data_ptr(), source.numel())
 
+    def shed(self, unused: torch.Tensor) -> None:
+        """See DeviceMemory. Whole pages only; they come back zeroed when touched."""
+        first = -(-unused.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = unused.data_ptr() + unused.numel() - first
+        if length > 0:
+            _libc.madvise(
+                ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED
+            )
+
     def gave_back(self) -> None:
         """See DeviceMemory. The mapping went with its last tensor."""
 
 
 class PinnedMemory(HostMemory):
     """Host RAM that a GPU copies from and to by itself: for the host tier."""
+
+    def shed(self, unused: torch.Tensor) -> None:
+        """See DeviceMemory. Locked pages stay."""
 
     def slab(self, nbytes: int) -> torch.Tensor:
         """See DeviceMemory. Slow (some GB a second): at start, in a thread."""
@@ -99,6 +118,9 @@ class CudaMemory:
             held.copy_(piece, non_blocking=True)
             target[start : start + piece.numel()].copy_(held, non_blocking=True)
         torch.cuda.current_stream(self.device).synchronize()
+
+    def shed(self, unused: torch.Tensor) -> None:
+        """See DeviceMemory. cudaFree takes whole allocations only."""
 
     def gave_back(self) -> None:
         """See DeviceMemory. Rare: a slab leaves when the budget shrinks, not with a

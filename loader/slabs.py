@@ -93,7 +93,14 @@ class Slabs:
     def free(self, block: Block) -> None:
         """Nobody reads or writes the block any more."""
         self.arena.free(block)
+        self.shrink()
+
+    def shrink(self) -> None:
+        """Give back what is empty and more than the capacity."""
         self._drop(self.arena.surplus())
+        if self.arena.touched > self.arena.capacity():
+            for slab, start, end in self.arena.shed():
+                self.memory.shed(self._tensors[slab][start:end])
 
     def close(self) -> None:
         """All that is empty goes."""

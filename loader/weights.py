@@ -175,5 +175,18 @@ def place(header: bytes | memoryview, size: int) -> Placed:
     return Placed(layout, placing(layout))
 
 
+def unpack(data: bytes, wanted: Sequence[WeightSpec]) -> tuple[torch.Tensor, ...]:
+    """The weights of a whole file, in a buffer of their own (packing looks at what it
+    wrote the way a server will). Raises ArtifactRefused."""
+    placed = place(data, len(data))
+    whole = -(-placed.placing.nbytes // ALIGNMENT) * ALIGNMENT
+    buffer = torch.empty(whole, dtype=torch.uint8)
+    source = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    source = source[placed.layout.data_start :]
+    for run in placed.placing.runs:
+        buffer[run.to : run.to + run.end - run.start] = source[run.start : run.end]
+    return bind(views(placed.layout, placed.placing, wanted), buffer)
+
+
 def _kind(dtype: torch.dtype, shape: tuple[int, ...]) -> str:
     return f"{str(dtype).removeprefix('torch.')}{list(shape)}"

@@ -176,6 +176,31 @@ class Settings(BaseSettings):
         title="SIZE",
         description="Largest gRPC message, in bytes ('64MiB'). Default: 64MiB.",
     )
+    host_cache: Bytes = Field(
+        0,
+        title="SIZE",
+        description="Host memory that keeps evicted models, pinned if there is a GPU: "
+        "they come back by one copy ('16GiB'). 0 is off; with --device cpu the models "
+        "are in host memory already. Default: 0.",
+    )
+    disk_cache: str = Field(
+        "",
+        title="DIR",
+        description="Folder that keeps files of the store on a local disk; servers may "
+        "share it. Empty is off. Default: off.",
+    )
+    disk_cache_size: Bytes = Field(
+        10 << 30,
+        title="SIZE",
+        description="Most that the folder of --disk-cache may hold. Default: 10GiB.",
+    )
+    prewarm: str = Field(
+        "",
+        title="NAMES|FILE",
+        description="Models to load at start, as far as there is room: names with "
+        "commas between, or a file with one a line (say ./hot.txt: anything with a "
+        "'/'), which is written anew when the server drains. Default: none.",
+    )
     catalog_ttl: Seconds = Field(
         30.0,
         title="SECONDS",

@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from loader.graph import Graph, read_graph
-from loader.header import read_header
 from loader.manifest import ModelSpec, read_manifest
 from loader.pack import Packed, pack
-from loader.weights import bind, placing, pour
+from loader.weights import unpack
 
 transformers = pytest.importorskip("transformers")
 
@@ -265,12 +264,7 @@ def _read(directory: Path) -> tuple[ModelSpec, Graph, tuple[torch.Tensor, ...]]:
     spec = read_manifest((directory / "model.json").read_bytes(), "model", "1")
     graph = read_graph((directory / spec.graph.name).read_bytes(), torch.device("cpu"))
     data = (directory / spec.weights.name).read_bytes()
-    layout = read_header(data, len(data))
-    plan = placing(layout)
-    buffer = torch.empty(plan.nbytes, dtype=torch.uint8)
-    for at, piece in pour(plan.runs, -layout.data_start, memoryview(data)):
-        buffer.numpy()[at : at + len(piece)] = piece
-    return spec, graph, bind(layout, plan, graph.weights, buffer)
+    return spec, graph, unpack(data, graph.weights)
 
 
 @pytest.fixture(scope="module")
