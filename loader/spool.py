@@ -34,7 +34,7 @@ PAUSE_S = 60.0
 """Nothing is written for so long after a failure: what is full stays full a while."""
 
 RESCAN_S = 60.0
-"""Others may write into the folder: it is listed anew that often, before files go."""
+"""Others write into the folder too: it is listed anew that often, when we write."""
 
 PENDING = 512 << 20
 """Bytes of files waiting to be written at most; what comes above is not kept."""
@@ -157,8 +157,6 @@ class Spool:
                 self._pending -= size
 
     def _make_room(self, size: int) -> None:
-        if self._held + size <= self.capacity:
-            return
         if time.monotonic() - self._scanned > RESCAN_S:
             self._scan()
         while self._held + size > self.capacity and self._sizes:

@@ -27,6 +27,8 @@ PREFIX = "HOTSET_"
 def _bytes(value: object) -> object:
     if not isinstance(value, str):
         return value
+    if value.strip() == "0":
+        return 0  # no budget, but a size: of a tier that is off
     wrong = ValueError("write bytes, like '64MiB', '1.5GB' or '1048576'")
     try:
         nbytes = parse_budget(value).nbytes

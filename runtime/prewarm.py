@@ -73,7 +73,7 @@ class Wishes:
         if self.file is None:
             return
         text = "".join(f"{model}:{version}\n" for model, version in models)
-        part = self.file.with_name(f"{self.file.name}.{os.getpid()}.part")
+        part = Path(f"{self.file}.{os.getpid()}.part")
         try:
             part.write_text(text, "utf-8")
             part.replace(self.file)
