@@ -23,6 +23,9 @@ from eviction.known import STRANGER, Known
 HALF_LIVES = (0.5, 4.0, 32.0)
 """In requests per known model: docs/decisions/0010-policies.md."""
 
+STEADY = (4.0, 16.0, 64.0)
+"""For traffic that hardly changes: the tournament lets it duel with the above."""
+
 _LN2 = 0.6931471805599453
 _RESCALE_AT = 2.0**300
 _NEGLIGIBLE = 2.0**-10

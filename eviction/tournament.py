@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from eviction.blend import Blend
 from eviction.gds import Gds
 from eviction.gdsf import Gdsf
+from eviction.rate import STEADY, Rate
 from eviction.shadow import Shadow
 
-MEMORY = 30.0
+MEMORY = 10.0
 """Half-life of a bill, in requests per known model."""
 
 LEAD = 0.02
@@ -61,6 +62,7 @@ class Tournament:
             Shadow("blend", blend, told=True),
             Shadow("rate", blend.rate, told=True),
             Shadow("lhd", blend.lhd, told=True),
+            Shadow("rate-steady", Rate(STEADY)),
             Shadow("gdsf", Gdsf()),
             Shadow("gdsf-fresh", Gdsf(ghosts=False)),
             Shadow("gds", Gds()),

@@ -36,7 +36,10 @@ MAX_ITEMS = 100_000
 MAX_ELEMENTS = 2**31
 """A literal size that asks for more is a mistake or an attack, not a small model."""
 
-_SIZES = frozenset({"size", "repeats", "output_size"})
+MAX_IN_LIST = 2**24
+"""Windows, strides and paddings; beyond it some kernels overflow, or never end."""
+
+_SIZES = frozenset({"size", "shape", "repeats", "output_size"})
 _COUNTS = frozenset({"steps", "n", "m", "row", "col", "num_classes"})
 
 Named = TypeVar("Named")
@@ -224,6 +227,8 @@ def _check_sizes(op: str, read: Mapping[str, fx.node.Argument], place: str) -> N
         if name in _SIZES and isinstance(value, list):
             dims = [dim for dim in value if isinstance(dim, int)]
             asked.append(math.prod(max(dim, 1) for dim in dims))
+        elif isinstance(value, list):
+            _check_list(value, f"{place}: argument '{name}'")
         if name in _COUNTS and isinstance(value, int):
             asked.append(value)
     if op == "aten.eye.m":
@@ -232,6 +237,11 @@ def _check_sizes(op: str, read: Mapping[str, fx.node.Argument], place: str) -> N
         asked.append(_steps(read))
     if max(asked) > MAX_ELEMENTS:
         raise ArtifactRefused(place, f"asks for more than {MAX_ELEMENTS} elements")
+
+
+def _check_list(values: Sequence[object], at: str) -> None:
+    if any(isinstance(item, int) and abs(item) > MAX_IN_LIST for item in values):
+        raise ArtifactRefused(at, f"holds a number beyond {MAX_IN_LIST}")
 
 
 def _steps(read: Mapping[str, fx.node.Argument]) -> float:

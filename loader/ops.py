@@ -7,8 +7,9 @@ What is on the list computes new values, or views within its own arguments, from
 arguments alone. What is not, and never: ops that write to an argument (`add_`, `out=`),
 reach outside their own tensors (`as_strided`, `set_`, `resize_`, `from_file`), show
 memory nobody wrote (`empty*`), draw random numbers, take a name of something to call,
-or give sparse, quantised or nested tensors. tests/test_graph.py holds the list to that
-by asking torch's own schemas.
+or give sparse, quantised or nested tensors; nor those that end the process when their
+arguments do not fit (`embedding_bag`, `col2im`, `_weight_norm`). tests/test_graph.py
+holds the list to that by asking torch's own schemas.
 """
 
 import operator
@@ -20,6 +21,8 @@ from typing import Literal
 
 import torch
 from torch._ops import OpOverload
+
+from loader.checked import gru, lstm, times
 
 _LISTED = """
 abs.default acos.default acosh.default asin.default asinh.default atan.default
@@ -69,12 +72,12 @@ cosine_similarity.default pairwise_distance.default linalg_cross.default
 scaled_dot_product_attention.default
 conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default
 conv3d.padding convolution.default conv_transpose1d.default conv_transpose2d.input
-conv_transpose3d.input lstm.input gru.input rnn_tanh.input rnn_relu.input
+conv_transpose3d.input lstm.input gru.input
 lstm_cell.default gru_cell.default rnn_tanh_cell.default rnn_relu_cell.default
-embedding.default embedding_bag.default embedding_bag.padding_idx one_hot.default
+embedding.default one_hot.default
 
 batch_norm.default layer_norm.default group_norm.default instance_norm.default
-rms_norm.default _weight_norm.default
+rms_norm.default
 max_pool1d.default max_pool2d.default max_pool3d.default max_pool1d_with_indices.default
 max_pool2d_with_indices.default avg_pool1d.default avg_pool2d.default avg_pool3d.default
 adaptive_avg_pool1d.default adaptive_avg_pool2d.default adaptive_avg_pool3d.default
@@ -84,7 +87,7 @@ _upsample_nearest_exact1d.vec _upsample_nearest_exact2d.vec upsample_linear1d.ve
 upsample_bilinear2d.vec _upsample_bilinear2d_aa.vec upsample_bicubic2d.vec
 _upsample_bicubic2d_aa.vec upsample_trilinear3d.vec grid_sampler.default
 affine_grid_generator.default pixel_shuffle.default pixel_unshuffle.default
-channel_shuffle.default im2col.default col2im.default pad.default
+channel_shuffle.default im2col.default pad.default
 constant_pad_nd.default reflection_pad1d.default reflection_pad2d.default
 replication_pad1d.default replication_pad2d.default replication_pad3d.default
 
@@ -157,17 +160,6 @@ class Signature:
     makes: bool = False
 
 
-def times(left: int, right: int) -> int:
-    """A product of sizes; larger than int64 is an error, not a larger number.
-
-    Squaring in a chain would else double the digits with each node.
-    """
-    product = left * right
-    if not -(2**63) <= product < 2**63:
-        raise OverflowError("a size beyond 64 bits")
-    return product
-
-
 def _ints(*names: str) -> tuple[Param, ...]:
     return tuple(Param(name, "int") for name in names)
 
@@ -188,6 +180,12 @@ ON_SHAPES: Mapping[str, Signature] = {
     "float.div": Signature(operator.truediv, _ints("left", "right"), "float"),
 }
 """Integer arithmetic on shapes, and taking one of several results."""
+
+CHECKED: Mapping[str, Callable[..., object]] = {
+    "aten.lstm.input": lstm,
+    "aten.gru.input": gru,
+}
+"""Called instead of the op itself, which would believe what it is told."""
 
 PLACED = frozenset({"device", "layout", "pin_memory"})
 """Arguments a graph never gives: its device is where the model runs, all is dense."""
@@ -213,8 +211,6 @@ FIXED: Mapping[tuple[str, str], object] = {
     ("aten.scaled_dot_product_attention.default", "dropout_p"): 0,
     ("aten.lstm.input", "train"): False,
     ("aten.gru.input", "train"): False,
-    ("aten.rnn_tanh.input", "train"): False,
-    ("aten.rnn_relu.input", "train"): False,
     # With running statistics it would write to them.
     ("aten.instance_norm.default", "running_mean"): None,
     ("aten.instance_norm.default", "running_var"): None,
@@ -244,7 +240,7 @@ def signature(name: str) -> Signature | None:
     if len(schema.returns) == 1 and str(schema.returns[0].real_type) == "Tensor":
         return Signature(op, params, "tensor", makes=makes)
     gives = len(schema.returns) if len(schema.returns) > 1 else None
-    return Signature(op, params, "tensors", gives)
+    return Signature(CHECKED.get(name, op), params, "tensors", gives)
 
 
 def _param(argument: torch._C.Argument) -> Param:

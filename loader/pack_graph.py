@@ -12,8 +12,8 @@ import torch
 from loader.graph import FORMAT
 from loader.pack_nodes import Json, Written
 
-TABLES = {"aten.embedding.default": (0, 1), "aten.embedding_bag.padding_idx": (0, 1)}
-"""Ops that look rows up: which argument is the table, which the row numbers."""
+LOOK_UP = "aten.embedding.default"
+"""The op that takes rows (its second argument) of a table (its first)."""
 
 SAME_VALUES = frozenset(
     f"aten.{name}"
@@ -82,8 +82,8 @@ def _looked_up(
         first = _input(args[0], origin) if args else None
         if first is not None and node["op"] in SAME_VALUES:
             origin[str(node["name"])] = first
-        if node["op"] in TABLES:
-            table, rows = (args[place] for place in TABLES[str(node["op"])])
+        if node["op"] == LOOK_UP:
+            table, rows = args[:2]
             index = _input(rows, origin)
             if index is not None and isinstance(table, dict) and "weight" in table:
                 yield index, weights[table["weight"]].shape[0]

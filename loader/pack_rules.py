@@ -136,6 +136,22 @@ def _batch_norm(nodes: Nodes, call: Call) -> Json:
     return [norm, nothing, nothing]
 
 
+def _weight_norm(nodes: Nodes, call: Call) -> Json:
+    """Its parts; torch's own kernel ends the process when sizes are zero."""
+    value, where = call.tensor(0), call.given.get("dim", 0)
+    if value is None or not isinstance(where, int):
+        return Problem("a weight norm over a dimension that varies", at(call.node))
+    others = [dim for dim in range(value.dim()) if dim != where % value.dim()]
+    v, g = call.given["v"], call.given["g"]
+    norm = nodes.call(
+        "aten.linalg_vector_norm.default",
+        {"self": v, "ord": 2, "dim": others if where != -1 else None, "keepdim": True},
+        at(call.node),
+    )
+    scale = nodes.call("aten.div.Tensor", {"self": g, "other": norm}, at(call.node))
+    return nodes.call("aten.mul.Tensor", {"self": v, "other": scale}, at(call.node))
+
+
 def _native_dropout(nodes: Nodes, call: Call) -> Json:
     if call.given.get("train") is not False:
         return nodes.call(call.op, call.given, at(call.node))
@@ -156,6 +172,7 @@ RULES: Mapping[str, Callable[[Nodes, Call], Json]] = {
     "aten.slice.Tensor": _slice,
     "aten.slice_scatter.default": _slice_scatter,
     "aten._native_batch_norm_legit_no_training.default": _batch_norm,
+    "aten._weight_norm.default": _weight_norm,
     "aten.native_dropout.default": _native_dropout,
     **dict.fromkeys(ALIASES, _alias),
 }

@@ -7,6 +7,7 @@ Credentials come from the environment, under the names that KServe's secrets use
 well as the platforms' own; they never appear in an error or a repr.
 """
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from obstore import exceptions as faults
 from obstore.store import LocalStore, MemoryStore, from_url
 
 from loader.errors import StoreDenied, StoreUnreachable
+from loader.hosts import fence
 
 if TYPE_CHECKING:
     from obstore import Bytes, GetOptions
@@ -42,6 +44,10 @@ RETRIES: "RetryConfig" = {
     },
 }
 """obstore's own default retries for three minutes; a request waits for us meanwhile."""
+
+PATIENCE = 20.0
+"""Seconds for a small object or a listing, retries included. A store that sends a byte
+now and then never runs into the time limit of a read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +99,13 @@ class Store:
         if scheme == "file":
             return cls.open(urlsplit(url).path, environ)
         config = s3_config(environ) if scheme in ("s3", "s3a") else {}
+        options = client_options(environ)
+        options.update(fence(scheme, environ))
         try:
             backend = from_url(
                 url,
                 config=config or None,  # type: ignore[arg-type]
-                client_options=client_options(environ),
+                client_options=options,
                 retry_config=RETRIES,
             )
         except (faults.BaseError, ValueError) as error:
@@ -109,10 +117,14 @@ class Store:
     async def small(self, path: str, limit: int = MAX_SMALL_FILE) -> bytes:
         """A whole small object. Raises Missing; ValueError if larger than `limit`."""
         with translated():
-            result = await obstore.get_async(self._backend, path)
-            if result.meta["size"] > limit:
-                raise ValueError(f"has {result.meta['size']} bytes, limit {limit}")
-            return bytes(await result.bytes_async())
+            async with asyncio.timeout(PATIENCE):
+                return await self._small(path, limit)
+
+    async def _small(self, path: str, limit: int) -> bytes:
+        result = await obstore.get_async(self._backend, path)
+        if result.meta["size"] > limit:
+            raise ValueError(f"has {result.meta['size']} bytes, limit {limit}")
+        return bytes(await result.bytes_async())
 
     async def chunk(
         self, path: str, start: int, end: int, etag: str | None = None
@@ -139,7 +151,8 @@ class Store:
     async def children(self, folder: str) -> tuple[list[str], list[str]]:
         """Names of the folders and of the objects directly below `folder`."""
         with translated():
-            found = await obstore.list_with_delimiter_async(self._backend, folder)
+            async with asyncio.timeout(PATIENCE):
+                found = await obstore.list_with_delimiter_async(self._backend, folder)
         folders = [prefix.rstrip("/").rsplit("/", 1)[-1]
                    for prefix in found["common_prefixes"]]  # fmt: skip
         objects = [meta["path"].rsplit("/", 1)[-1] for meta in found["objects"]]

@@ -83,6 +83,12 @@ COMMANDS: Mapping[str, Command] = {
     "ls": Command(
         "runtime.commands.ls", "ls", "List the models of a store or of a server."
     ),
+    "simulate": Command(
+        "runtime.commands.simulate", "simulate", "Compare eviction policies on a trace."
+    ),
+    "plan": Command(
+        "runtime.commands.plan", "plan", "Say how much memory a trace's traffic needs."
+    ),
 }
 
 

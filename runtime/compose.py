@@ -64,7 +64,8 @@ async def serve(settings: Settings) -> int:
         http_port = await stack.enter_async_context(
             listening(app, settings.host, settings.http_port)
         )
-        address = f"{settings.host}:{settings.grpc_port}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"{host}:{settings.grpc_port}"
         serving = await stack.enter_async_context(
             await start(engine, address=address, options=options)
         )

@@ -14,6 +14,7 @@ from loader.errors import ModelNotFound
 from protos import open_inference_pb2 as pb
 from runtime.call import Call, deadline_of
 from runtime.engine import Engine
+from runtime.logs import about
 from runtime.status import Status, answer_to
 from runtime.wire import check_address, decode, encode, wants_raw
 
@@ -92,6 +93,7 @@ class OpenInference:
     async def ModelInfer(
         self, request: pb.ModelInferRequest, call: Call
     ) -> pb.ModelInferResponse:
+        about(request.id, request.model_name)
         raw = wants_raw(request)
         answer = await self._engine.predict(decode(request, deadline_of(call)))
         return encode(answer, id=request.id, raw=raw)

@@ -1,74 +1,50 @@
-"""The 18 model families of the format's design, each packed, read back, compared.
-
-Small random configurations: what matters is the graph, not the weights. `write` has
-compared each with its original at two batch sizes before it returns; the tests read
-the directory once more, as a stranger would, and compare at a third. LSTM and GRU are
-the two that torch cannot run under `vmap`.
-"""
-
-from collections.abc import Callable
-from functools import cache
-from pathlib import Path
+"""The drawn traffic of the policy benchmark is what it says, and the same each time."""
 
 import pytest
-import torch
-from torch import nn
 
+<<<<<<< HEAD
 from loader.graph import Graph, read_graph
 from loader.manifest import ModelSpec, read_manifest
 from loader.pack import Packed, pack
 from loader.weights import unpack
+=======
+from bench.families import DISK, FAMILIES, RAM, SERVEGEN, Fleet
+from bench.policies import plain_lru
+from eviction.lru import Lru
+from eviction.simulate.replay import replay
+from eviction.simulate.trace import Trace
+>>>>>>> main
 
-transformers = pytest.importorskip("transformers")
-
-Family = tuple[nn.Module, dict[str, torch.Tensor], Packed]
-
-BATCH = 4
-"""Exported with 2 rows, tried by `write` with 1 and 5."""
-
-SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-}
+DRAWN = sorted(set(FAMILIES) - {"servegen"})
 
 
-class Part(nn.Module):
-    """One tensor out of what a transformers model gives."""
-
-    def __init__(self, model: nn.Module, field: str = "last_hidden_state") -> None:
-        super().__init__()
-        self.model = model
-        self.field = field
-
-    def forward(self, first: torch.Tensor, mask: torch.Tensor | None = None):
-        given = (first,) if mask is None else (first, mask)
-        return getattr(self.model(*given), self.field)
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_family_is_drawn_by_its_seed(name: str) -> None:
+    one, same, other = (FAMILIES[name](seed) for seed in (1, 1, 2))
+    assert one == same
+    assert list(one.ids) != list(other.ids)
+    assert list(one.times) == sorted(one.times)
+    assert 55_000 <= len(one) <= 130_000
+    assert min(one.nbytes) >= 1_000_000
+    assert max(one.nbytes) <= 2_000_000_000
 
 
-class Recurrent(nn.Module):
-    """The last step of an LSTM or a GRU."""
-
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
-        super().__init__()
-        self.steps = kind(6, 8, num_layers=2, batch_first=True, bidirectional=True)
-
-    def forward(self, steps: torch.Tensor) -> torch.Tensor:
-        states, _ = self.steps(steps)
-        return states[:, -1]
+def test_servegen_keeps_its_arrivals_and_draws_its_fleet() -> None:
+    if not SERVEGEN.exists():
+        pytest.skip("shared/traces is absent")
+    one, other = FAMILIES["servegen"](0), FAMILIES["servegen"](1)
+    assert len(one) == 388_245
+    assert list(one.ids) == list(other.ids)
+    assert list(one.nbytes) != list(other.nbytes)
 
 
-def _text(rows: int) -> dict[str, torch.Tensor]:
-    draw = torch.Generator().manual_seed(rows)
-    mask = torch.ones(rows, 9, dtype=torch.int64)
-    mask[0, 6:] = 0
-    return {
-        "input_ids": torch.randint(3, 99, (rows, 9), generator=draw),
-        "attention_mask": mask,
-    }
+def test_a_nearer_tier_is_faster() -> None:
+    fleet = Fleet(200, 3)
+    both = zip(fleet.reload_s(RAM), fleet.reload_s(DISK), strict=True)
+    assert all(near < far for near, far in both)
 
 
+<<<<<<< HEAD
 def _image(rows: int, side: int = 32) -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(rows)
     return {"pixel_values": torch.randn(rows, 3, side, side, generator=draw)}
@@ -305,11 +281,15 @@ def test_models_of_one_graph_can_share_a_call(
     _, graph, weights = _read(found.directory)
     others = tuple(
         tensor * 0.9 if tensor.is_floating_point() else tensor for tensor in weights
+=======
+def test_plain_lru_differs_from_ours_only_by_the_spared() -> None:
+    equal = Trace(
+        "t",
+        [0.0] * 60,
+        [i * 7 % 11 for i in range(60)],
+        list("abcdefghijk"),
+        [5] * 11,
+        [1.0] * 11,
+>>>>>>> main
     )
-    stacked = [torch.stack(pair) for pair in zip(weights, others, strict=True)]
-    twice = [torch.stack([tensor, tensor]) for tensor in inputs.values()]
-    with torch.no_grad():
-        (both,) = torch.func.vmap(graph.forward)(*stacked, *twice)
-        for row, alone in zip(both, (weights, others), strict=True):
-            (expected,) = graph(*alone, *inputs.values())
-            torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)
+    assert plain_lru(equal, 30) == replay(equal, Lru(), 30).missed_cost

@@ -16,11 +16,12 @@ import torch
 from torch.fx import graph_module
 
 from loader import graph as graph_file
+from loader.checked import times
 from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
 from loader.header import read_header
 from loader.manifest import FileRef, ModelSpec, TensorSpec
-from loader.ops import ATEN, FIXED, ON_SHAPES, STRINGS, signature, times
+from loader.ops import ATEN, CHECKED, FIXED, ON_SHAPES, STRINGS, signature
 
 CPU = torch.device("cpu")
 
@@ -355,6 +356,10 @@ CALLS = {
         _node("aten.arange.start_step", 0, 1, 1e-12),
         "elements",
     ),
+    "a window of 2**62": (
+        _node("aten.max_pool1d.default", X, [2**62]),
+        "'kernel_size': holds",
+    ),
     "eye": (_node("aten.eye.m", 2**20, 2**20), "elements"),
     "linspace": (_node("aten.linspace.default", 0, 1, 2**40), "elements"),
     "repeat": (_node("aten.repeat.default", X, [2**20, 2**20]), "elements"),
@@ -405,13 +410,14 @@ def test_sizes_that_outgrow_64_bits_stop() -> None:
 def test_nothing_listed_can_write_or_draw(name: str) -> None:
     known = signature(name)
     assert known is not None, "not in this torch"
-    assert isinstance(known.target, torch._ops.OpOverload)
-    assert str(known.target) == name
-    schema = known.target._schema
+    _, packet, overload = name.split(".")
+    op = getattr(getattr(torch.ops.aten, packet), overload)
+    assert known.target is CHECKED.get(name, op)
+    schema = op._schema
     assert not schema.is_mutable
     fixed = {argument for op, argument in FIXED if op == name}
     assert fixed <= {param.name for param in known.params}
-    tags = set(known.target.tags)
+    tags = set(op.tags)
     if {torch.Tag.nondeterministic_seeded, torch.Tag.maybe_aliasing_or_mutating} & tags:
         assert fixed, "draws or writes unless an argument forbids it"
     assert torch.Tag.data_dependent_output not in tags
@@ -421,8 +427,41 @@ def test_nothing_listed_can_write_or_draw(name: str) -> None:
         assert param.type != "str" or param.name in STRINGS
 
 
+HIDDEN, WIDTH = 5, 4
+
+
+@pytest.mark.parametrize("wrong", ["none", "width", "state", "weight", "few", "dtype"])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_recurrent_layer_never_reads_past_its_weights(kind: str, wrong: str) -> None:
+    layer = getattr(torch.nn, kind.upper())(WIDTH, HIDDEN, 2, bidirectional=True)
+    x, state = torch.randn(3, 2, WIDTH), torch.zeros(4, 2, HIDDEN)
+    params = [param.detach() for param in layer.parameters()]
+    if wrong == "width":
+        x = torch.randn(3, 2, WIDTH - 2)
+    elif wrong == "state":
+        state = torch.zeros(4, 1, HIDDEN)
+    elif wrong == "weight":
+        params[0] = params[0][:, :2]
+    elif wrong == "few":
+        params = params[:-1]
+    elif wrong == "dtype":
+        params[1] = params[1].double()
+    hx = [state, state] if kind == "lstm" else state
+    call = CHECKED[f"aten.{kind}.input"]
+    settings = (True, 2, 0.0, False, True, False)
+    if wrong == "none":
+        torch.testing.assert_close(call(x, hx, params, *settings)[0], layer(x)[0])
+    else:
+        with pytest.raises(ValueError, match="recurrent"):
+            call(x, hx, params, *settings)
+
+
 @pytest.mark.parametrize(
-    "word", ["as_strided", "set_", "resize", "empty", "rand", "from_file", "storage"]
+    "word",
+    [
+        *("as_strided", "set_", "resize", "empty", "rand", "from_file", "storage"),
+        *("embedding_bag", "col2im", "_weight_norm"),
+    ],
 )
 def test_no_kin_of_the_forbidden_is_listed(word: str) -> None:
     assert [name for name in ATEN | ON_SHAPES.keys() if word in name] == []

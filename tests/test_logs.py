@@ -4,12 +4,17 @@ import json
 import logging
 import warnings
 
+import grpc
 import pytest
 import structlog
 
+from protos import open_inference_pb2 as pb
+from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
 from runtime import logs
 from runtime.printable import one_line
 from runtime.secrets import Mask, names_a_secret
+from runtime.server import start
+from tests.fake_engine import FakeEngine
 
 EVIL = "m\n2026-01-01 [info] forged\r\x1b[31m\x00\u2028\u2029\u202e\x85end"
 CANARY = "canary-wJalrXUtnFEMI/K7MDENG"
@@ -143,6 +148,22 @@ async def test_records_are_about_their_task(stream, log):
     assert {(r["request_id"], r["model"]) for r in served} == {("r1", "a"), ("r2", "b")}
     assert "request_id" not in between
     assert loaded["model"] == "c"
+
+
+async def test_what_goes_wrong_in_a_request_is_logged_with_its_id(stream):
+    logs.configure("json", stream=stream, environ={})
+    engine = FakeEngine()
+    engine.errors["linear"] = RuntimeError("a bug of ours")
+    async with (
+        await start(engine, address="127.0.0.1:0") as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
+        call = GRPCInferenceServiceStub(channel).ModelInfer
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call(pb.ModelInferRequest(model_name="linear", id="r-17\n"))
+    [failed] = [r for r in records(stream) if r["level"] == "error"]
+    assert (failed["request_id"], failed["model"]) == ("r-17\\n", "linear")
+    assert "a bug of ours" in failed["exception"]
 
 
 def test_a_level_is_a_floor(stream, log):

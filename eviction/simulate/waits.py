@@ -43,6 +43,7 @@ class Waits:
     seconds: Sequence[float]
     loads: int
     refused: int  # larger than the whole budget
+    loading_s: float = 0.0  # all loads together, each counted once
     _sorted: list[float] = field(default_factory=list)
 
     @property
@@ -74,6 +75,7 @@ class _Run:
         self.serial = 0
         self.waits: list[float] = []
         self.loads = self.refused = 0
+        self.loading_s = 0.0
 
     def at(self, when: float, model: int, took: float) -> None:
         """A load (`took` > 0) or a run (`took` < 0) ends at `when`."""
@@ -108,6 +110,7 @@ class _Run:
         else:
             self.loading -= 1
             self.loads += 1
+            self.loading_s += took
             self.resident[model] = 0
             name = self.trace.names[model]
             self.policy.on_load(name, self.trace.nbytes[model], took, when)
@@ -196,4 +199,4 @@ def simulate_waits(
     while run.events:
         when, _, ended, took = heapq.heappop(run.events)
         run.end(when, ended, took)
-    return Waits(run.waits, run.loads, run.refused)
+    return Waits(run.waits, run.loads, run.refused, run.loading_s)

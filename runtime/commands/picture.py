@@ -118,26 +118,29 @@ def rates(report: Report, before: Report | None) -> Rates:
 
 def _traffic(snapshot: Snapshot, now: Rates) -> RenderableType:
     answered = sum(snapshot.requests.values())
-    grid = Table.grid(padding=(0, 3, 0, 0))
-    for _ in range(5):
-        grid.add_column()
-    grid.add_row(
-        "now",
-        f"{_rate(now.requests)} requests/s",
-        f"hits {now.hits}",
-        f"{_rate(now.loads)} loads/s",
-        f"{_rate(now.evictions)} evictions/s",
-        f"{snapshot.waiting} waiting",
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    table.add_column("")
+    for title in ("requests", "hits", "loads", "evictions", "failed", "waiting"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_row(
+        "a second",
+        _rate(now.requests),
+        now.hits,
+        _rate(now.loads),
+        _rate(now.evictions),
+        "",
+        str(snapshot.waiting),
     )
-    grid.add_row(
+    table.add_row(
         "in all",
-        f"{answered} requests",
-        f"hits {share(snapshot.requests['hit'], answered)}",
-        f"{snapshot.loads} loads",
-        f"{snapshot.evictions} evictions",
-        f"{snapshot.failures} failed loads",
+        str(answered),
+        share(snapshot.requests["hit"], answered),
+        str(snapshot.loads),
+        str(snapshot.evictions),
+        str(snapshot.failures),
+        "",
     )
-    return grid
+    return table
 
 
 def _rate(rate: float | None) -> str:

@@ -20,7 +20,7 @@ from runtime.commands.picture import Sort, frame
 from runtime.commands.remote import DEFAULT_URL, ask
 from runtime.report import Report
 
-HEAD_ROWS = 8
+HEAD_ROWS = 9
 """Lines above the table's first row, and the prompt below it."""
 
 

@@ -200,6 +200,7 @@ async def test_what_is_no_http2_harms_nobody(serving, stub, garbage):
 
 
 @pytest.mark.stress
+@pytest.mark.timeout(120)
 async def test_10000_calls_at_once_are_all_answered(serving, engine):
     """grpc's own limits would drop half of them at random, as CANCELLED."""
     engine.hold.clear()
