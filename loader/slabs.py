@@ -126,7 +126,7 @@ class Slabs:
             self.memory.move(source, there.narrow(0, move.start, move.block.nbytes))
             self.arena.move(move.block, move.slab, move.start)
             self._moved(move.block)
-        log.info("compacted", moved=len(moves), slabs=len(self._tensors))
+        log.debug("compacted", moved=len(moves), slabs=len(self._tensors))
 
     def _possible(self, move: Move, may_move: MayMove) -> bool:
         block = move.block
