@@ -10,8 +10,14 @@ Owns: the plan. Must not: move anything, or keep state.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from heapq import nlargest
 
 from loader.arena import Block, Slab
+
+HOLES = 64
+"""Of other slabs, the largest: lending is worked out on the event loop."""
+TRIES = 16
+"""Slides looked for after so many blocks more than should be needed were lent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +109,18 @@ def _lend(
     """Blocks of `slab` into the holes of the others, then slide what stays."""
     if slab.nbytes < need:
         return None
-    holes = [
-        _Hole(other, start, end)
-        for other in slabs
-        if other is not slab
-        for start, end in other.holes()
-    ]
+    holes = nlargest(
+        HOLES,
+        [
+            _Hole(other, start, end)
+            for other in slabs
+            if other is not slab
+            for start, end in other.holes()
+        ],
+        key=lambda hole: hole.end - hole.start,
+    )
     stay, moves = list(slab.blocks), list[Move]()
+    free, tries = sum(_gaps(slab, stay)), 0
     for block in sorted(filter(may_move, slab.blocks), key=lambda b: -b.nbytes):
         fits = [hole for hole in holes if hole.end - hole.start >= block.nbytes]
         if not fits:
@@ -118,7 +129,13 @@ def _lend(
         moves.append(Move(block, hole.slab, hole.start))
         hole.start += block.nbytes
         stay.remove(block)
+        free += block.nbytes
+        if free < need:
+            continue
         rest = _slide(slab, stay, need, may_move)
         if rest is not None:
             return moves + rest
+        tries += 1
+        if tries == TRIES:
+            break
     return None

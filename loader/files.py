@@ -21,11 +21,15 @@ FIRST = 32 << 10
 
 @dataclass(slots=True)
 class OpenFile:
-    """A descriptor, closed with the block, and the file's beginning: all of the header,
-    or what there is of it."""
+    """A file to be opened within the block, and closed with it.
 
-    fd: int
-    header: bytes
+    Opening happens in a thread, and whoever waits for that may be cancelled: so what
+    owns the descriptor is there before it. `header`: the file's beginning, all of the
+    header in it, or what there is of it.
+    """
+
+    fd: int = -1
+    header: bytes = b""
 
     def __enter__(self) -> "OpenFile":
         return self
@@ -36,51 +40,48 @@ class OpenFile:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        os.close(self.fd)
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
+    def open_local(self, path: Path, file: FileRef) -> None:
+        """A file of a local store. Raises what a remote store would."""
+        try:
+            self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            seen = os.fstat(self.fd)
+            if not stat.S_ISREG(seen.st_mode):
+                raise FileNotFoundError
+            if seen.st_size != file.size:
+                raise ArtifactRefused(
+                    file.name,
+                    f"has {seen.st_size} bytes, model.json says {file.size}",
+                )
+            self.header = _header(self.fd)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ArtifactRefused(file.name, "is missing from the store") from error
+        except PermissionError as error:
+            raise StoreDenied(
+                "the model store refused the server's credentials"
+            ) from error
+        except OSError as error:
+            raise StoreUnreachable("the model store could not be read") from error
 
-def open_local(path: Path, file: FileRef) -> OpenFile:
-    """A file of a local store. Raises what a remote store would."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise ArtifactRefused(file.name, "is missing from the store") from error
-    except PermissionError as error:
-        raise StoreDenied("the model store refused the server's credentials") from error
-    except OSError as error:
-        raise StoreUnreachable("the model store could not be read") from error
-    try:
-        seen = os.fstat(fd)
-        if not stat.S_ISREG(seen.st_mode):
-            raise ArtifactRefused(file.name, "is missing from the store")
-        if seen.st_size != file.size:
-            raise ArtifactRefused(
-                file.name,
-                f"has {seen.st_size} bytes, model.json says {file.size}",
-            )
-        return OpenFile(fd, _header(fd))
-    except OSError as error:
-        os.close(fd)
-        raise StoreUnreachable("the model store could not be read") from error
-    except BaseException:
-        os.close(fd)
-        raise
-
-
-def open_spooled(spool: Spool, digest: str, size: int) -> OpenFile | None:
-    """A file of the disk tier; None if it is not there, or cannot be read."""
-    fd = spool.open(digest, size)
-    if fd is None:
-        return None
-    try:
-        return OpenFile(fd, _header(fd))
-    except OSError:
-        os.close(fd)
-        spool.discard(digest)
-        return None
+    def open_spooled(self, spool: Spool, digest: str, size: int) -> bool:
+        """A file of the disk tier; False if it is not there, or cannot be read."""
+        self.fd = spool.open(digest, size)
+        if self.fd < 0:
+            return False
+        try:
+            self.header = _header(self.fd)
+        except OSError:
+            spool.discard(digest)
+            return False
+        return True
 
 
 def _header(fd: int) -> bytes:
+    # The kernel may fetch the rest while the header is being read.
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_WILLNEED)
     first = os.pread(fd, FIRST, 0)
     length = LENGTH_BYTES + int.from_bytes(first[:LENGTH_BYTES], "little")
     if len(first) < length <= LENGTH_BYTES + MAX_HEADER:

@@ -12,11 +12,12 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import aclosing
+from pathlib import Path
 
 from loader.arena import Block
 from loader.compaction import MayMove
 from loader.errors import ArtifactRefused, StoreUnreachable
-from loader.files import OpenFile, open_local, open_spooled
+from loader.files import OpenFile
 from loader.host import HostTier
 from loader.manifest import ModelSpec
 from loader.memory import carry
@@ -94,17 +95,17 @@ class Filler:
         spool, file = self._spool, spec.weights
         if spool is None:
             return None
-        opened = await to_its_end(
-            self._executor, open_spooled, spool, file.sha256, file.size
-        )
-        if opened is None:
-            return None
-        try:
-            return await self._from_file(spec, opened, "disk")
-        except (ArtifactRefused, OSError):
-            # The disk's fault, or the file's: the store has the truth.
-            await to_its_end(self._executor, spool.discard, file.sha256)
-            return None
+        with OpenFile() as opened:
+            if not await to_its_end(
+                self._executor, opened.open_spooled, spool, file.sha256, file.size
+            ):
+                return None
+            try:
+                return await self._from_file(spec, opened, "disk")
+            except (ArtifactRefused, OSError):
+                # The disk's fault, or the file's: the store has the truth.
+                await to_its_end(self._executor, spool.discard, file.sha256)
+                return None
 
     async def _from_file(self, spec: ModelSpec, opened: OpenFile, tier: str) -> Filled:
         async def feed(pouring: Pouring) -> None:
@@ -113,18 +114,13 @@ class Filler:
                 await to_its_end(self._executor, pouring.file, opened.fd, start, end)
 
         began = time.perf_counter()
-        with opened:
-            placed = await self._placed(spec, opened.header)
-            return await self._pour(spec, placed, tier, began, feed)
+        placed = await self._placed(spec, opened.header)
+        return await self._pour(spec, placed, tier, began, feed)
 
     async def _from_store(self, spec: ModelSpec) -> Filled:
         path = self._store.local(f"{spec.directory}/{spec.weights.name}")
         if path is not None and self._spool is None:
-            opened = await to_its_end(self._executor, open_local, path, spec.weights)
-            try:
-                return await self._from_file(spec, opened, "store")
-            except OSError as error:
-                raise StoreUnreachable("the model store could not be read") from error
+            return await self._from_folder(spec, path)
         began = time.perf_counter()
         async with aclosing(self._ranges.read(spec)) as ranges:
             start, first = await anext(ranges)
@@ -140,6 +136,14 @@ class Filler:
         if self._spool is not None and kept is not None:
             self._spool.put(spec.weights.sha256, kept)
         return filled
+
+    async def _from_folder(self, spec: ModelSpec, path: Path) -> Filled:
+        with OpenFile() as opened:
+            await to_its_end(self._executor, opened.open_local, path, spec.weights)
+            try:
+                return await self._from_file(spec, opened, "store")
+            except OSError as error:
+                raise StoreUnreachable("the model store could not be read") from error
 
     def _keeping(self, spec: ModelSpec) -> list[memoryview] | None:
         """Where the file's bytes gather for the disk tier, if that wants them."""

@@ -64,8 +64,8 @@ class Spool:
 
     # -- reading, in the loader's threads ---------------------------------------------
 
-    def open(self, digest: str, size: int) -> int | None:
-        """A descriptor of the file, the caller's to close; None if it is not here."""
+    def open(self, digest: str, size: int) -> int:
+        """A descriptor of the file, the caller's to close; -1 if it is not here."""
         path = self._path(digest)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -75,11 +75,11 @@ class Spool:
             else:
                 self._failed("read", error)
             self._tally.misses += 1
-            return None
+            return -1
         if os.fstat(fd).st_size != size:
             os.close(fd)
             self.discard(digest)
-            return None
+            return -1
         self._tally.hits += 1
         self._used(digest, size)
         with contextlib.suppress(OSError):  # a read-only disk serves all the same
@@ -89,7 +89,7 @@ class Spool:
     def read(self, digest: str, size: int) -> bytes | None:
         """A small file whole; None if it is not here or cannot be read."""
         fd = self.open(digest, size)
-        if fd is None:
+        if fd < 0:
             return None
         with os.fdopen(fd, "rb") as file:
             try:

@@ -153,19 +153,20 @@ class LocalEngine:
         self, model: str = "", version: str = ""
     ) -> Sequence[ModelStatistics]:
         """Counters of one model, or of all met (empty name)."""
-        held = self._held()
+        held = self._held(model)
         return [
             tally.read(held.get((tally.name, tally.version), {str(self._device): 0}))
             for tally in self._statistics.all()
             if model in ("", tally.name) and version in ("", tally.version)
         ]
 
-    def _held(self) -> Mapping[tuple[str, str], dict[str, int]]:
-        """Bytes by tier of each model version met."""
+    def _held(self, model: str) -> Mapping[tuple[str, str], dict[str, int]]:
+        """Bytes by tier of each version of a model, or of all models met."""
         device = str(self._device)
         held = {
             (spec.name, spec.version): {device: 0, **self.bytes_below(spec)}
             for spec in self._catalog.specs()
+            if model in ("", spec.name)
         }
         for life in self._cache.residencies.values():
             if life.model is not None:

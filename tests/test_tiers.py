@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import os
 import random
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -418,3 +420,38 @@ async def test_a_damaged_file_is_dropped_and_fetched_again(tmp_path, threads) ->
         assert bench.loader.slabs.arena.held == 0
         assert spool.tier().failures == 4
         assert (await bench.load("m")).tier == "disk"
+
+
+@pytest.mark.parametrize("kind", ["local", "disk"])
+async def test_a_load_cancelled_while_a_file_is_opened_closes_it(
+    tmp_path, threads, monkeypatch, kind
+) -> None:
+    store, cache = tmp_path / "store", tmp_path / "cache"
+    tiny_models.linear(store, "m", 5)
+    started, go_on = threading.Event(), threading.Event()
+    pread = os.pread
+
+    def slow(*args):
+        started.set()
+        go_on.wait(5)
+        return pread(*args)
+
+    with contextlib.ExitStack() as stack:
+        spool = stack.enter_context(spooled(cache)) if kind == "disk" else None
+        bench = Bench(store, threads, spool=spool)
+        if spool is None:
+            bench.store._folder = store
+        await bench.loader.unload(await bench.load("m"))
+        if spool is not None:
+            spool.flush()
+        before = set(os.listdir("/proc/self/fd"))
+        monkeypatch.setattr(os, "pread", slow)
+        task = asyncio.create_task(bench.load("m"))
+        await asyncio.to_thread(started.wait, 5)
+        task.cancel()
+        await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert set(os.listdir("/proc/self/fd")) == before
+        assert bench.loader.slabs.arena.held == 0
