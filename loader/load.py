@@ -26,6 +26,7 @@ from loader.memory import DeviceMemory
 from loader.model import Filled
 from loader.model import Model as Model
 from loader.pool import Pool
+from loader.ranges import CHUNK as CHUNK
 from loader.slabs import Slabs
 from loader.spool import Spool
 from loader.store import Store
