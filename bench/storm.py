@@ -28,6 +28,7 @@ from bench.result import Figure, console, finish, parser
 from bench.traffic import Stored, example, request, zipf
 from loader.pack import export, write
 from loader.store import Chunk, Store
+from runtime import logs
 from runtime.compose import composed
 from runtime.counts import Counts
 from runtime.engine import Engine
@@ -226,6 +227,7 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     """Measure and tell."""
     options = read_options()
+    logs.configure("console", "warning")
     widths = QUICK_WIDTHS if options.quick else WIDTHS
     with tempfile.TemporaryDirectory() as name, Progress(console=console) as progress:
         folder = Path(name)

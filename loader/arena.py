@@ -10,9 +10,10 @@ for any kernel. Fixed classes would fight fragmentation by waste; here models of
 graph are of one size anyway and fill each other's holes exactly, and what is left is
 compacted (loader/compaction.py).
 
-Small arenas are one slab, so that no byte of the budget is lost to the ends of slabs.
-Larger ones are up to SLABS of them, each of which can be given back when the budget
-shrinks.
+Small arenas are one slab, so that no byte of the budget is lost to the ends of slabs;
+so are those whose memory is backed lazily (host memory): they give back pages. Others
+are up to SLABS of them, each of which can be given back when the budget shrinks. There
+a model may find its bytes free, but in two slabs, and the cache evicts one model more.
 """
 
 from bisect import insort
@@ -77,8 +78,9 @@ class Block:
 class Arena:
     """Blocks within slabs within `capacity()`, which may change at any time."""
 
-    def __init__(self, capacity: Callable[[], int]) -> None:
+    def __init__(self, capacity: Callable[[], int], one_slab: bool = False) -> None:
         self.capacity = capacity
+        self._one_slab = one_slab
         self.slabs: list[Slab] = []
         self.held = 0
         self.compactions = 0
@@ -152,7 +154,9 @@ class Arena:
         """How large a slab may be added for `nbytes`, and the empty slabs that must go
         first; (0, []) if there is no room for one even then."""
         need, capacity = rounded(nbytes), self.capacity()
-        step = capacity if capacity <= ONE_SLAB else max(ONE_SLAB, capacity // SLABS)
+        step = capacity
+        if capacity > ONE_SLAB and not self._one_slab:
+            step = max(ONE_SLAB, capacity // SLABS)
         room = capacity - self.reserved
         if room >= need:
             return min(room, max(step, need)), []

@@ -67,9 +67,9 @@ class Loader:
         self._told = told
         self._plans = Plans()
         self._models: dict[Block, Model] = {}
-        self.slabs = Slabs(memory, capacity, self._moved)
+        self.slabs = Slabs(memory, capacity, self._moved, self._may_move)
         self._filler = Filler(
-            store, self.slabs, self._plans, executor, pool, host, spool, self._may_move
+            store, self.slabs, self._plans, executor, pool, host, spool
         )
         self.idle: Callable[[str], bool] = lambda key: False
         self._loads: dict[str, int] = {}

@@ -24,9 +24,11 @@ _libc = ctypes.CDLL(None)
 
 
 class DeviceMemory(Protocol):
-    """Where slabs come from. `direct`: a CPU thread can write to a slab itself."""
+    """Where slabs come from. `direct`: a CPU thread can write to a slab itself. `lazy`:
+    a slab costs what is touched of it, and `shed` gives that back."""
 
     direct: bool
+    lazy: bool
 
     @property
     def device(self) -> torch.device:
@@ -55,6 +57,7 @@ class HostMemory:
 
     device = torch.device("cpu")
     direct = True
+    lazy = True
 
     def slab(self, nbytes: int) -> torch.Tensor:
         """See DeviceMemory."""
@@ -80,6 +83,8 @@ class HostMemory:
 class PinnedMemory(HostMemory):
     """Host RAM that a GPU copies from and to by itself: for the host tier."""
 
+    lazy = False
+
     def shed(self, unused: torch.Tensor) -> None:
         """See DeviceMemory. Locked pages stay."""
 
@@ -94,6 +99,7 @@ class CudaMemory:
     """`--device cuda:N`: slabs of torch's allocator, one cudaMalloc each."""
 
     direct = False
+    lazy = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

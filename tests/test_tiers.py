@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from loader import ranges
+from loader import arena, ranges
 from loader.arena import GRANULE
 from loader.errors import ArtifactRefused, DeviceFull, LoadFailed
 from loader.graphs import GraphShelf
@@ -183,6 +183,36 @@ async def test_an_output_never_lies_in_the_arena(bench) -> None:
     other = await bench.load("other")
     assert other.block.start == 0
     assert y[0, 0] == 3
+
+
+async def test_a_slab_is_emptied_into_others_when_the_capacity_shrinks(
+    tmp_path, threads, monkeypatch
+) -> None:
+    """Memory that is not lazy goes back a whole slab at a time."""
+
+    class Solid(HostMemory):
+        lazy = False
+
+    monkeypatch.setattr(arena, "ONE_SLAB", 8192)
+    bench = Bench(tmp_path, threads, memory=Solid())
+    for index in range(12):
+        tiny_models.linear(tmp_path, f"m{index}", index, extra=1700)
+    bench.capacity = 3 * 8192
+    models = {index: await bench.load(f"m{index}") for index in range(12)}
+    space = bench.loader.slabs.arena
+    assert len(space.slabs) == 3
+    for index in (0, 1, 5, 8, 9, 10):
+        await bench.loader.unload(models.pop(index))
+    bench.busy.update(model.spec.key for model in models.values())
+    bench.capacity = 2 * 8192
+    bench.loader.slabs.shrink()
+    assert len(space.slabs) == 3, "all are in use just now"
+    bench.busy.clear()
+    bench.loader.slabs.shrink()
+    assert len(space.slabs) == 2
+    assert space.reserved <= bench.capacity
+    for index, model in models.items():
+        assert answer(model) == index
 
 
 # -- one pass -------------------------------------------------------------------------
