@@ -54,7 +54,7 @@ class Original:
         known = {param.name for param in _params(module) if param.kind in _BY_NAME}
         return cls(module, tuple(names), known.issuperset(names))
 
-    def shapes(self, dims: Mapping[str, T]) -> Mapping[str, T] | tuple[object, ...]:
+    def shapes(self, dims: dict[str, T]) -> dict[str, T] | tuple[object, ...]:
         """Something for each input, laid out as torch.export wants it beside them."""
         if self.by_name:
             return dims

@@ -351,7 +351,7 @@ def test_a_module_that_keeps_state_is_refused() -> None:
 
 def test_where_an_op_is_not_allowed_is_said() -> None:
     net = nn.Sequential(nn.Linear(8, 8), _function(torch.rand_like))
-    with pytest.raises(PackRefused, match=r"aten\.rand_like\.default \(in 1\)"):
+    with pytest.raises(PackRefused, match=r"aten\.rand_like\.default.*\(in 1\)"):
         export(net, {"x": torch.randn(2, 8)})
 
 
