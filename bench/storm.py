@@ -154,8 +154,7 @@ async def interference(plan: Plan, seconds: float) -> tuple[list[float], list[fl
     async def load_others(seed: int) -> None:
         chance = random.Random(seed)
         while not hurry.is_set():
-            name = chance.choice(others).name
-            await engine.predict(decode(request(name)))
+            await engine.load(chance.choice(others).name)
 
     async with plan.engine("other-disk") as engine:
         await engine.predict(decode(request(hot.name)))

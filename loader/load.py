@@ -96,7 +96,7 @@ class Loader:
         """How the arena and the tiers below it stand."""
         arena = self.slabs.arena
         space = Space(
-            arena.reserved, arena.held, len(arena.slabs), arena.fragmentation,
+            arena.cost, arena.held, len(arena.slabs), arena.fragmentation,
             arena.compactions, arena.moved_bytes,
         )  # fmt: skip
         below = (self._host, self._spool)

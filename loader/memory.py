@@ -20,6 +20,9 @@ _POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE (Linux 5.14); Python has no name for it yet."""
 
 
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+"""MAP_NORESERVE (named from Python 3.13 on): addresses are taken, memory is not."""
+
 _libc = ctypes.CDLL(None)
 
 
@@ -144,7 +147,8 @@ def mapped(nbytes: int, faulted: bool = False) -> torch.Tensor:
     with the last tensor on it. `faulted`: all pages are there at once, because the
     first touch of a page costs more than copying to it (loading facts, 0.1)."""
     try:
-        region = mmap.mmap(-1, max(1, nbytes))
+        # Private: pages of a shared mapping would not go when they are told to.
+        region = mmap.mmap(-1, max(1, nbytes), flags=_FLAGS)
     except (OSError, OverflowError, ValueError) as error:
         raise DeviceFull("the host has no memory left for this model") from error
     for advice in (mmap.MADV_HUGEPAGE, *([_POPULATE_WRITE] if faulted else [])):

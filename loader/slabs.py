@@ -38,7 +38,7 @@ class Slabs:
         may_move: MayMove = lambda block: False,
     ) -> None:
         self.memory = memory
-        self.arena = Arena(capacity, one_slab=memory.lazy)
+        self.arena = Arena(capacity, memory.lazy)
         self._moved = moved
         self._may_move = may_move
         self._tensors: dict[Slab, torch.Tensor] = {}
@@ -48,15 +48,16 @@ class Slabs:
         """A block, from a hole or a new slab; None if the arena has no room for it in
         one piece. Raises DeviceFull if the device has less than the capacity says."""
         block = self.arena.take(nbytes, group)
-        if block is not None:
-            return block
-        size, in_the_way = self.arena.growth(nbytes)
-        if not size:
-            return None
-        self._drop(in_the_way)
-        tensor = self.memory.slab(size)
-        self._tensors[self.arena.add(size)] = tensor
-        return self.arena.take(nbytes, group)
+        if block is None:
+            size, in_the_way = self.arena.growth(nbytes)
+            if not size:
+                return None
+            self._drop(in_the_way)
+            tensor = self.memory.slab(size)
+            self._tensors[self.arena.add(size)] = tensor
+            block = self.arena.take(nbytes, group)
+        self._shed()  # what the block will touch, others must have left
+        return block
 
     def reserve(self) -> None:
         """Make every slab the capacity has room for."""
@@ -102,12 +103,16 @@ class Slabs:
     def shrink(self) -> None:
         """Give back what is more than the capacity and empty, or can be emptied."""
         self._drop(self.arena.surplus())
-        if len(self._tensors) > 1 and self.arena.reserved > self.arena.capacity():
+        solid = not self.arena.lazy and len(self._tensors) > 1
+        if solid and self.arena.reserved > self.arena.capacity():
             moves = compaction.evacuation(self.arena.slabs, self._may_move)
             for move in moves or ():
                 self._move(move)
             self._drop(self.arena.surplus())
-        if self.arena.touched > self.arena.capacity():
+        self._shed()
+
+    def _shed(self) -> None:
+        if self.arena.lazy:
             for slab, start, end in self.arena.shed():
                 self.memory.shed(self._tensors[slab][start:end])
 
