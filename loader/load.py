@@ -53,7 +53,7 @@ class Loader:
         executor: Executor,
         timeout: float = 120.0,
         *,
-        capacity: Callable[[], int] = lambda: ONE_SLAB,
+        capacity: Callable[[], int] = lambda: 4 * ONE_SLAB,
         pool: Pool | None = None,
         host: HostTier | None = None,
         spool: Spool | None = None,
