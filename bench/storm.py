@@ -28,6 +28,7 @@ from bench.result import Figure, console, finish, parser
 from bench.traffic import Stored, example, request, zipf
 from loader.pack import export, write
 from loader.store import Chunk, Store
+from runtime import logs
 from runtime.compose import composed
 from runtime.counts import Counts
 from runtime.engine import Engine
@@ -153,8 +154,7 @@ async def interference(plan: Plan, seconds: float) -> tuple[list[float], list[fl
     async def load_others(seed: int) -> None:
         chance = random.Random(seed)
         while not hurry.is_set():
-            name = chance.choice(others).name
-            await engine.predict(decode(request(name)))
+            await engine.load(chance.choice(others).name)
 
     async with plan.engine("other-disk") as engine:
         await engine.predict(decode(request(hot.name)))
@@ -226,6 +226,7 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     """Measure and tell."""
     options = read_options()
+    logs.configure("console", "warning")
     widths = QUICK_WIDTHS if options.quick else WIDTHS
     with tempfile.TemporaryDirectory() as name, Progress(console=console) as progress:
         folder = Path(name)

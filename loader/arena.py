@@ -12,7 +12,12 @@ compacted (loader/compaction.py).
 
 Small arenas are one slab, so that no byte of the budget is lost to the ends of slabs.
 Larger ones are up to SLABS of them, each of which can be given back when the budget
-shrinks.
+shrinks. There a model may find its bytes free, but in two slabs, and the cache evicts
+one model more.
+
+Memory that is backed lazily (host memory) costs what is touched of it, and addresses
+cost nothing: a slab there has STRETCH times the capacity, so that hardly anything is
+ever moved, and what was left behind is shed before more than the capacity is touched.
 """
 
 from bisect import insort
@@ -24,6 +29,8 @@ LARGEST_GRANULE = 2 << 20
 ONE_SLAB = 1 << 30
 """Up to this capacity there is one slab."""
 SLABS = 8
+STRETCH = 4
+LAZY_SLABS = 4
 
 
 def rounded(nbytes: int) -> int:
@@ -39,8 +46,8 @@ class Slab:
 
     nbytes: int
     blocks: list["Block"] = field(default_factory=list)
-    top: int = 0
-    """Where the highest block ever ended: what lies above was never touched."""
+    left: list[tuple[int, int]] = field(default_factory=list)
+    """(start, end) of what blocks have left behind: touched, and nobody's."""
 
     def holes(self) -> Iterator[tuple[int, int]]:
         """(start, end) of what is free, in order."""
@@ -77,8 +84,9 @@ class Block:
 class Arena:
     """Blocks within slabs within `capacity()`, which may change at any time."""
 
-    def __init__(self, capacity: Callable[[], int]) -> None:
+    def __init__(self, capacity: Callable[[], int], lazy: bool = False) -> None:
         self.capacity = capacity
+        self.lazy = lazy
         self.slabs: list[Slab] = []
         self.held = 0
         self.compactions = 0
@@ -91,8 +99,15 @@ class Arena:
 
     @property
     def touched(self) -> int:
-        """The bytes of all slabs that were ever used: what lazily backed ones cost."""
-        return sum(slab.top for slab in self.slabs)
+        """The bytes that are used, or were: what a lazily backed arena costs."""
+        return self.held + sum(
+            end - start for slab in self.slabs for start, end in slab.left
+        )
+
+    @property
+    def cost(self) -> int:
+        """The bytes that the device is short of because of us."""
+        return self.touched if self.lazy else self.reserved
 
     @property
     def fragmentation(self) -> float:
@@ -129,13 +144,23 @@ class Arena:
     def _put(self, block: Block) -> None:
         assert block.slab is not None
         insort(block.slab.blocks, block, key=lambda b: b.start)
-        block.slab.top = max(block.slab.top, block.end)
+        block.slab.left = [
+            part
+            for start, end in block.slab.left
+            for part in ((start, min(end, block.start)), (max(start, block.end), end))
+            if part[0] < part[1]
+        ]
+
+    def _leave(self, block: Block) -> None:
+        assert block.slab is not None
+        block.slab.blocks.remove(block)
+        block.slab.left.append((block.start, block.end))
 
     def free(self, block: Block) -> None:
         """The block's bytes are nobody's any more."""
         if block.slab is None:
             raise AssertionError("A block was freed twice. This is a bug.")
-        block.slab.blocks.remove(block)
+        self._leave(block)
         block.slab = None
         self.held -= block.nbytes
 
@@ -143,7 +168,7 @@ class Arena:
         """The block's bytes have been copied: it lives at `start` of `slab` now."""
         if block.slab is None or not slab.is_free(start, start + block.nbytes, block):
             raise AssertionError("A block may not move there. This is a bug.")
-        block.slab.blocks.remove(block)
+        self._leave(block)
         block.slab, block.start = slab, start
         self._put(block)
         self.moved_bytes += block.nbytes
@@ -152,6 +177,9 @@ class Arena:
         """How large a slab may be added for `nbytes`, and the empty slabs that must go
         first; (0, []) if there is no room for one even then."""
         need, capacity = rounded(nbytes), self.capacity()
+        if self.lazy:
+            may = self.held + need <= capacity and len(self.slabs) < LAZY_SLABS
+            return (capacity * STRETCH if may else 0), []
         step = capacity if capacity <= ONE_SLAB else max(ONE_SLAB, capacity // SLABS)
         room = capacity - self.reserved
         if room >= need:
@@ -175,19 +203,19 @@ class Arena:
         self.slabs.remove(slab)
 
     def shed(self) -> list[tuple[Slab, int, int]]:
-        """(slab, start, end) of what lies touched above the last block of each slab;
-        it counts as never touched from now on."""
-        tails = []
+        """(slab, start, end) of what must be given back for the touched bytes to be no
+        more than the capacity; it counts as never touched from now on."""
+        over, going = self.touched - self.capacity(), []
         for slab in self.slabs:
-            end = slab.blocks[-1].end if slab.blocks else 0
-            if slab.top > end:
-                tails.append((slab, end, slab.top))
-                slab.top = end
-        return tails
+            while over > 0 and slab.left:
+                start, end = slab.left.pop(0)
+                going.append((slab, start, end))
+                over -= end - start
+        return going
 
     def surplus(self) -> list[Slab]:
         """Empty slabs that the capacity has no room for any more."""
-        over, going = self.reserved - self.capacity(), []
+        over, going = self.cost - self.capacity(), []
         for slab in sorted(self.slabs, key=lambda s: s.nbytes):
             if over > 0 and not slab.blocks:
                 going.append(slab)

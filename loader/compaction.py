@@ -35,6 +35,9 @@ class _Hole:
     start: int
     end: int
 
+    def size(self) -> int:
+        return self.end - self.start
+
 
 MayMove = Callable[[Block], bool]
 
@@ -46,6 +49,40 @@ def plan(slabs: Sequence[Slab], need: int, may_move: MayMove) -> list[Move] | No
     if found is None:
         found = _cheapest([_lend(slab, slabs, need, may_move) for slab in slabs])
     return found
+
+
+def evacuation(slabs: Sequence[Slab], may_move: MayMove) -> list[Move] | None:
+    """The moves that empty the slab with the least in it; None if it cannot be."""
+    slab = min(slabs, key=lambda s: sum(block.nbytes for block in s.blocks))
+    holes, moves = _holes(slabs, slab), []
+    for block in sorted(slab.blocks, key=lambda b: -b.nbytes):
+        move = _into(holes, block) if may_move(block) else None
+        if move is None:
+            return None
+        moves.append(move)
+    return moves
+
+
+def _holes(slabs: Sequence[Slab], but: Slab) -> list[_Hole]:
+    """The largest holes of all slabs but one."""
+    holes = [
+        _Hole(slab, start, end)
+        for slab in slabs
+        if slab is not but
+        for start, end in slab.holes()
+    ]
+    return nlargest(HOLES, holes, key=_Hole.size)
+
+
+def _into(holes: Sequence[_Hole], block: Block) -> Move | None:
+    """Into the smallest hole that takes it; the hole shrinks."""
+    fits = [hole for hole in holes if hole.size() >= block.nbytes]
+    if not fits:
+        return None
+    hole = min(fits, key=_Hole.size)
+    move = Move(block, hole.slab, hole.start)
+    hole.start += block.nbytes
+    return move
 
 
 def _cheapest(plans: Sequence[list[Move] | None]) -> list[Move] | None:
@@ -109,25 +146,14 @@ def _lend(
     """Blocks of `slab` into the holes of the others, then slide what stays."""
     if slab.nbytes < need:
         return None
-    holes = nlargest(
-        HOLES,
-        [
-            _Hole(other, start, end)
-            for other in slabs
-            if other is not slab
-            for start, end in other.holes()
-        ],
-        key=lambda hole: hole.end - hole.start,
-    )
+    holes = _holes(slabs, slab)
     stay, moves = list(slab.blocks), list[Move]()
     free, tries = sum(_gaps(slab, stay)), 0
     for block in sorted(filter(may_move, slab.blocks), key=lambda b: -b.nbytes):
-        fits = [hole for hole in holes if hole.end - hole.start >= block.nbytes]
-        if not fits:
+        move = _into(holes, block)
+        if move is None:
             continue
-        hole = min(fits, key=lambda h: h.end - h.start)
-        moves.append(Move(block, hole.slab, hole.start))
-        hole.start += block.nbytes
+        moves.append(move)
         stay.remove(block)
         free += block.nbytes
         if free < need:

@@ -15,7 +15,6 @@ from contextlib import aclosing
 from pathlib import Path
 
 from loader.arena import Block
-from loader.compaction import MayMove
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.files import OpenFile
 from loader.host import HostTier
@@ -44,7 +43,6 @@ class Filler:
         pool: Pool | None,
         host: HostTier | None,
         spool: Spool | None,
-        may_move: MayMove,
     ) -> None:
         self._store = store
         self._slabs = slabs
@@ -53,7 +51,6 @@ class Filler:
         self._pool = pool or Pool(4, slabs.memory.device)
         self._host = host
         self._spool = spool
-        self._may_move = may_move
         self._ranges = Ranges(store)
 
     async def fill(self, spec: ModelSpec) -> Filled:
@@ -197,4 +194,4 @@ class Filler:
         return Filled(block, placed, tier, pouring.seconds)
 
     async def _room(self, spec: ModelSpec, nbytes: int) -> Block:
-        return await self._slabs.find(nbytes, spec.graph.sha256, self._may_move)
+        return await self._slabs.find(nbytes, spec.graph.sha256)

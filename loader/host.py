@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from loader.arena import Block
+from loader.arena import Block, rounded
 from loader.memory import HostMemory, PinnedMemory, carry, unpin
 from loader.slabs import Slabs
 from loader.threads import to_its_end
@@ -106,16 +106,21 @@ class HostTier:
         self._kept[digest] = Kept(block, placed)
 
     def _room(self, nbytes: int) -> Block | None:
-        if nbytes > self.capacity:
+        """A block, dropping whom it takes; None if those in use leave no room."""
+        if rounded(nbytes) > self.capacity:
             return None
-        idle = [digest for digest, kept in self._kept.items() if not kept.users]
-        block = self._slabs.take(nbytes)
-        for digest in idle:
-            if block is not None:
-                return block
+        idle = iter([digest for digest, kept in self._kept.items() if not kept.users])
+        while (block := self._take(nbytes)) is None:
+            digest = next(idle, None)
+            if digest is None:
+                return None
             self._drop(digest)
-            block = self._slabs.take(nbytes)
         return block
+
+    def _take(self, nbytes: int) -> Block | None:
+        if self._slabs.arena.held + rounded(nbytes) > self.capacity:
+            return None
+        return self._slabs.take(nbytes)
 
     def _drop(self, digest: str) -> None:
         self._slabs.free(self._kept.pop(digest).block)

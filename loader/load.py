@@ -53,7 +53,7 @@ class Loader:
         executor: Executor,
         timeout: float = 120.0,
         *,
-        capacity: Callable[[], int] = lambda: ONE_SLAB,
+        capacity: Callable[[], int] = lambda: 4 * ONE_SLAB,
         pool: Pool | None = None,
         host: HostTier | None = None,
         spool: Spool | None = None,
@@ -67,9 +67,9 @@ class Loader:
         self._told = told
         self._plans = Plans()
         self._models: dict[Block, Model] = {}
-        self.slabs = Slabs(memory, capacity, self._moved)
+        self.slabs = Slabs(memory, capacity, self._moved, self._may_move)
         self._filler = Filler(
-            store, self.slabs, self._plans, executor, pool, host, spool, self._may_move
+            store, self.slabs, self._plans, executor, pool, host, spool
         )
         self.idle: Callable[[str], bool] = lambda key: False
         self._loads: dict[str, int] = {}
@@ -96,7 +96,7 @@ class Loader:
         """How the arena and the tiers below it stand."""
         arena = self.slabs.arena
         space = Space(
-            arena.reserved, arena.held, len(arena.slabs), arena.fragmentation,
+            arena.cost, arena.held, len(arena.slabs), arena.fragmentation,
             arena.compactions, arena.moved_bytes,
         )  # fmt: skip
         below = (self._host, self._spool)

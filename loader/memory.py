@@ -20,13 +20,18 @@ _POPULATE_WRITE = 23
 """MADV_POPULATE_WRITE (Linux 5.14); Python has no name for it yet."""
 
 
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+"""MAP_NORESERVE (named from Python 3.13 on): addresses are taken, memory is not."""
+
 _libc = ctypes.CDLL(None)
 
 
 class DeviceMemory(Protocol):
-    """Where slabs come from. `direct`: a CPU thread can write to a slab itself."""
+    """Where slabs come from. `direct`: a CPU thread can write to a slab itself. `lazy`:
+    a slab costs what is touched of it, and `shed` gives that back."""
 
     direct: bool
+    lazy: bool
 
     @property
     def device(self) -> torch.device:
@@ -55,6 +60,7 @@ class HostMemory:
 
     device = torch.device("cpu")
     direct = True
+    lazy = True
 
     def slab(self, nbytes: int) -> torch.Tensor:
         """See DeviceMemory."""
@@ -80,6 +86,8 @@ class HostMemory:
 class PinnedMemory(HostMemory):
     """Host RAM that a GPU copies from and to by itself: for the host tier."""
 
+    lazy = False
+
     def shed(self, unused: torch.Tensor) -> None:
         """See DeviceMemory. Locked pages stay."""
 
@@ -94,6 +102,7 @@ class CudaMemory:
     """`--device cuda:N`: slabs of torch's allocator, one cudaMalloc each."""
 
     direct = False
+    lazy = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -138,7 +147,8 @@ def mapped(nbytes: int, faulted: bool = False) -> torch.Tensor:
     with the last tensor on it. `faulted`: all pages are there at once, because the
     first touch of a page costs more than copying to it (loading facts, 0.1)."""
     try:
-        region = mmap.mmap(-1, max(1, nbytes))
+        # Private: pages of a shared mapping would not go when they are told to.
+        region = mmap.mmap(-1, max(1, nbytes), flags=_FLAGS)
     except (OSError, OverflowError, ValueError) as error:
         raise DeviceFull("the host has no memory left for this model") from error
     for advice in (mmap.MADV_HUGEPAGE, *([_POPULATE_WRITE] if faulted else [])):

@@ -35,10 +35,12 @@ class Slabs:
         memory: DeviceMemory,
         capacity: Callable[[], int],
         moved: Callable[[Block], None] = lambda block: None,
+        may_move: MayMove = lambda block: False,
     ) -> None:
         self.memory = memory
-        self.arena = Arena(capacity)
+        self.arena = Arena(capacity, memory.lazy)
         self._moved = moved
+        self._may_move = may_move
         self._tensors: dict[Slab, torch.Tensor] = {}
         self._compacting = asyncio.Lock()
 
@@ -46,15 +48,16 @@ class Slabs:
         """A block, from a hole or a new slab; None if the arena has no room for it in
         one piece. Raises DeviceFull if the device has less than the capacity says."""
         block = self.arena.take(nbytes, group)
-        if block is not None:
-            return block
-        size, in_the_way = self.arena.growth(nbytes)
-        if not size:
-            return None
-        self._drop(in_the_way)
-        tensor = self.memory.slab(size)
-        self._tensors[self.arena.add(size)] = tensor
-        return self.arena.take(nbytes, group)
+        if block is None:
+            size, in_the_way = self.arena.growth(nbytes)
+            if not size:
+                return None
+            self._drop(in_the_way)
+            tensor = self.memory.slab(size)
+            self._tensors[self.arena.add(size)] = tensor
+            block = self.arena.take(nbytes, group)
+        self._shed()  # what the block will touch, others must have left
+        return block
 
     def reserve(self) -> None:
         """Make every slab the capacity has room for."""
@@ -66,7 +69,7 @@ class Slabs:
         """The slabs themselves."""
         return list(self._tensors.values())
 
-    async def find(self, nbytes: int, group: str, may_move: MayMove) -> Block:
+    async def find(self, nbytes: int, group: str) -> Block:
         """A block, moving others aside if it takes that. Raises DeviceFull."""
         block = self.take(nbytes, group)
         if block is not None:
@@ -76,10 +79,12 @@ class Slabs:
                 block = self.take(nbytes, group)
                 if block is not None:
                     return block
-                moves = compaction.plan(self.arena.slabs, rounded(nbytes), may_move)
+                moves = compaction.plan(
+                    self.arena.slabs, rounded(nbytes), self._may_move
+                )
                 if moves is None:
                     break
-                await self._carry_out(moves, may_move)
+                await self._carry_out(moves)
         block = self.take(nbytes, group)
         if block is None:
             raise DeviceFull("the device has no room in one piece for this model")
@@ -96,9 +101,18 @@ class Slabs:
         self.shrink()
 
     def shrink(self) -> None:
-        """Give back what is empty and more than the capacity."""
+        """Give back what is more than the capacity and empty, or can be emptied."""
         self._drop(self.arena.surplus())
-        if self.arena.touched > self.arena.capacity():
+        solid = not self.arena.lazy and len(self._tensors) > 1
+        if solid and self.arena.reserved > self.arena.capacity():
+            moves = compaction.evacuation(self.arena.slabs, self._may_move)
+            for move in moves or ():
+                self._move(move)
+            self._drop(self.arena.surplus())
+        self._shed()
+
+    def _shed(self) -> None:
+        if self.arena.lazy:
             for slab, start, end in self.arena.shed():
                 self.memory.shed(self._tensors[slab][start:end])
 
@@ -113,26 +127,28 @@ class Slabs:
         if slabs:
             self.memory.gave_back()
 
-    async def _carry_out(self, moves: Sequence[Move], may_move: MayMove) -> None:
+    async def _carry_out(self, moves: Sequence[Move]) -> None:
         """As far as the plan still holds; nothing awaits after the last move."""
         self.arena.compactions += 1
         for index, move in enumerate(moves):
             if index:
                 await asyncio.sleep(0)
-            if not self._possible(move, may_move):
+            if not self._possible(move):
                 return
-            source = self.buffer(move.block)
-            there = self._tensors[move.slab]
-            self.memory.move(source, there.narrow(0, move.start, move.block.nbytes))
-            self.arena.move(move.block, move.slab, move.start)
-            self._moved(move.block)
+            self._move(move)
         log.debug("compacted", moved=len(moves), slabs=len(self._tensors))
 
-    def _possible(self, move: Move, may_move: MayMove) -> bool:
+    def _move(self, move: Move) -> None:
+        source, there = self.buffer(move.block), self._tensors[move.slab]
+        self.memory.move(source, there.narrow(0, move.start, move.block.nbytes))
+        self.arena.move(move.block, move.slab, move.start)
+        self._moved(move.block)
+
+    def _possible(self, move: Move) -> bool:
         block = move.block
         return (
             block.slab is not None
             and move.slab in self._tensors
-            and may_move(block)
+            and self._may_move(block)
             and move.slab.is_free(move.start, move.start + block.nbytes, block)
         )

@@ -38,7 +38,8 @@ class Tally:
 @dataclass(frozen=True, slots=True)
 class Space:
     """How the device's arena stands. `fragmentation`: the share of its free bytes that
-    lies outside the largest hole."""
+    lies outside the largest hole. `reserved`: what others on the device miss: slabs, or
+    of lazily backed ones what is touched."""
 
     reserved: int = 0
     held: int = 0

@@ -30,7 +30,7 @@ def tier_metrics(tiers: Tiers) -> Iterator[Metric]:
 
 def _space(space: Space) -> Iterator[Metric]:
     gauges = (
-        ("hotset_arena_reserved_bytes", "Device bytes in slabs, used or not.",
+        ("hotset_arena_reserved_bytes", "Device bytes taken for slabs.",
          space.reserved),
         ("hotset_arena_held_bytes", "Device bytes of the slabs that models lie in.",
          space.held),

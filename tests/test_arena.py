@@ -1,5 +1,7 @@
 """The arena against a brute-force model that knows every byte's owner."""
 
+import itertools
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -135,6 +137,27 @@ def test_a_slab_lends_from_the_holes_of_another() -> None:
     assert arena.take(3 * GRANULE) is not None
 
 
+def test_lazy_memory_has_addresses_to_spare_and_sheds_what_was_left() -> None:
+    """Nothing moves; yet never more is touched than the capacity."""
+    capacity = 10 * GRANULE
+    arena = Arena(lambda: capacity, lazy=True)
+    assert arena.growth(GRANULE) == (40 * GRANULE, [])
+    arena.add(40 * GRANULE)
+    blocks = [arena.take(GRANULE) for _ in range(10)]
+    assert arena.shed() == []
+    for block in blocks[::2]:
+        arena.free(block)
+    assert arena.touched == 10 * GRANULE
+    large = arena.take(5 * GRANULE)
+    assert large is not None
+    assert sum(end - start for _, start, end in arena.shed()) == 5 * GRANULE
+    assert arena.touched == arena.cost == arena.held == 10 * GRANULE
+    arena.free(large)
+    assert arena.take(3 * GRANULE).start == large.start
+    assert arena.touched == 10 * GRANULE, "what is warm is used again"
+    assert arena.shed() == []
+
+
 class Bytes(RuleBasedStateMachine):
     """Each granule of each slab, and who wrote it."""
 
@@ -231,6 +254,10 @@ class Bytes(RuleBasedStateMachine):
         painted = sum(o is not None for owners in self.owners.values() for o in owners)
         assert painted * GRANULE == self.arena.held
         assert self.arena.held <= self.arena.touched <= self.arena.reserved
+        for slab in self.arena.slabs:
+            assert all(slab.is_free(start, end) for start, end in slab.left)
+            spans = sorted(slab.left)
+            assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
         assert list(self.owners) == self.arena.slabs
 
 

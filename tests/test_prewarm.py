@@ -2,12 +2,15 @@
 
 import asyncio
 import contextlib
+import io
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from loader.arena import rounded
+from runtime.commands.picture import Sort, frame
 from runtime.compose import composed
 from runtime.config import Settings
 from runtime.counts import Counts
@@ -124,7 +127,11 @@ async def test_tiers_below_the_device(store, tmp_path, two) -> None:
         ):
             assert line in page.decode()
         about = About("x", "1", True)
-        assert decode(encode(Report(about, snapshot))).snapshot == snapshot
+        report = Report(about, snapshot)
+        assert decode(encode(report)).snapshot == snapshot
+        console = Console(width=200, file=io.StringIO())
+        console.print(frame(report, None, Sort.NAME, None))
+        assert f"host {host.held} B of {two} B   disk" in console.file.getvalue()
     assert engine.snapshot().tiers.space.held == 0
 
 

@@ -9,11 +9,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save
 
-from loader import ranges
+from loader import arena, ranges
 from loader.arena import GRANULE
 from loader.errors import ArtifactRefused, DeviceFull, LoadFailed
 from loader.graphs import GraphShelf
@@ -27,6 +28,12 @@ from tests import tiny_models
 from tests.test_load import CPU, CountingStore, _with_directory, read_manifest
 
 X = torch.ones(1, 4)
+
+
+class Solid(HostMemory):
+    """Host memory that is there as a whole, as a GPU's is."""
+
+    lazy = False
 
 
 class DistantMemory(HostMemory):
@@ -94,78 +101,88 @@ def spooled(folder: Path, capacity: int = 1 << 30):
         spool.close()
 
 
+@pytest.fixture
+def solid(tmp_path: Path, threads):
+    return Bench(tmp_path, threads, memory=Solid())
+
+
 # -- the arena ------------------------------------------------------------------------
 
 
-async def test_fragmentation_is_compacted_and_moved_models_answer_right(bench) -> None:
+async def test_fragmentation_is_compacted_and_moved_models_answer_right(solid) -> None:
     """Every other model leaves; one twice as large fits only if the others move."""
     for index in range(8):
-        tiny_models.linear(bench.folder, f"m{index}", index, extra=4096)
-    tiny_models.linear(bench.folder, "big", 99, extra=3 * 4096)
-    one = bench.loader.size(bench.spec("m0"))
+        tiny_models.linear(solid.folder, f"m{index}", index, extra=4096)
+    tiny_models.linear(solid.folder, "big", 99, extra=3 * 4096)
+    one = solid.loader.size(solid.spec("m0"))
     models = {}
-    bench.capacity = 8 * one
+    solid.capacity = 8 * one
     for index in range(8):
-        models[index] = await bench.load(f"m{index}")
+        models[index] = await solid.load(f"m{index}")
     for index in range(0, 8, 2):
-        await bench.loader.unload(models.pop(index))
-    assert bench.loader.slabs.arena.fragmentation > 0.5
-    big = await bench.load("big")
+        await solid.loader.unload(models.pop(index))
+    assert solid.loader.slabs.arena.fragmentation > 0.5
+    big = await solid.load("big")
     assert answer(big) == 99
     assert {index: answer(model) for index, model in models.items()} == {
         index: float(index) for index in models
     }
-    space = bench.loader.tiers().space
+    space = solid.loader.tiers().space
     assert space.compactions == 1
     assert space.moved_bytes > 0
-    assert space.reserved <= bench.capacity
+    assert space.reserved <= solid.capacity
 
 
-async def test_a_model_in_use_is_not_moved(bench) -> None:
+async def test_a_model_in_use_is_not_moved(solid) -> None:
     for index in range(3):
-        tiny_models.linear(bench.folder, f"m{index}", index, extra=4096)
-    tiny_models.linear(bench.folder, "big", 99, extra=8192)
-    bench.capacity = 3 * bench.loader.size(bench.spec("m0"))
-    models = [await bench.load(f"m{index}") for index in range(3)]
+        tiny_models.linear(solid.folder, f"m{index}", index, extra=4096)
+    tiny_models.linear(solid.folder, "big", 99, extra=8192)
+    solid.capacity = 3 * solid.loader.size(solid.spec("m0"))
+    models = [await solid.load(f"m{index}") for index in range(3)]
     addresses = models[1].weights[0].data_ptr()
-    bench.busy.add(models[1].spec.key)
-    await bench.loader.unload(models[0])
-    await bench.loader.unload(models[2])
+    solid.busy.add(models[1].spec.key)
+    await solid.loader.unload(models[0])
+    await solid.loader.unload(models[2])
     with pytest.raises(DeviceFull, match="in one piece"):
-        await bench.load("big")
+        await solid.load("big")
     assert models[1].weights[0].data_ptr() == addresses
-    bench.busy.clear()
-    assert answer(await bench.load("big")) == 99
+    solid.busy.clear()
+    assert answer(await solid.load("big")) == 99
     assert answer(models[1]) == 1
 
 
-async def test_the_arena_never_reserves_more_than_it_may(bench) -> None:
-    bench.capacity = 1000 * GRANULE
+async def test_the_arena_never_reserves_more_than_it_may(solid) -> None:
+    solid.capacity = 1000 * GRANULE
     for index in range(20):
-        tiny_models.linear(bench.folder, f"m{index}", index)
-    models = [await bench.load(f"m{index}") for index in range(20)]
-    arena = bench.loader.slabs.arena
+        tiny_models.linear(solid.folder, f"m{index}", index)
+    models = [await solid.load(f"m{index}") for index in range(20)]
+    arena = solid.loader.slabs.arena
     assert arena.held == sum(m.nbytes for m in models) == 20 * GRANULE
-    assert arena.reserved == bench.capacity
+    assert arena.reserved == solid.capacity
     strides = {b.start - a.start for a, b in zip(models[0].block.slab.blocks,
                                                  models[0].block.slab.blocks[1:],
                                                  strict=False)}  # fmt: skip
     assert strides == {GRANULE}, "models of one graph lie at a constant stride"
     for model in models:
-        await bench.loader.unload(model)
-    bench.capacity = 0
-    bench.loader.slabs.shrink()
+        await solid.loader.unload(model)
+    solid.capacity = 0
+    solid.loader.slabs.shrink()
     assert arena.reserved == 0
 
 
-async def test_touched_pages_go_back_when_the_capacity_shrinks(bench) -> None:
+async def test_pages_go_back_when_the_capacity_shrinks(bench) -> None:
+    """Really: the process has so much less."""
     tiny_models.linear(bench.folder, "small", 1)
-    tiny_models.linear(bench.folder, "large", 2, extra=1 << 20)
+    tiny_models.linear(bench.folder, "large", 2, extra=16 << 20)
     small, large = await bench.load("small"), await bench.load("large")
-    assert bench.loader.slabs.arena.touched > 1 << 20
-    bench.capacity = 4096
+    process = psutil.Process()
+    before = process.memory_info().rss
     await bench.loader.unload(large)
+    assert bench.loader.slabs.arena.touched > 16 << 20
+    bench.capacity = 4096
+    bench.loader.slabs.shrink()
     assert bench.loader.slabs.arena.touched == small.nbytes
+    assert process.memory_info().rss < before - (12 << 20)
     assert answer(small) == 1, "what is in use stays"
 
 
@@ -183,6 +200,33 @@ async def test_an_output_never_lies_in_the_arena(bench) -> None:
     other = await bench.load("other")
     assert other.block.start == 0
     assert y[0, 0] == 3
+
+
+async def test_a_slab_is_emptied_into_others_when_the_capacity_shrinks(
+    tmp_path, threads, monkeypatch
+) -> None:
+    """Memory that is not lazy goes back a whole slab at a time."""
+
+    monkeypatch.setattr(arena, "ONE_SLAB", 8192)
+    bench = Bench(tmp_path, threads, memory=Solid())
+    for index in range(12):
+        tiny_models.linear(tmp_path, f"m{index}", index, extra=1700)
+    bench.capacity = 3 * 8192
+    models = {index: await bench.load(f"m{index}") for index in range(12)}
+    space = bench.loader.slabs.arena
+    assert len(space.slabs) == 3
+    for index in (0, 1, 5, 8, 9, 10):
+        await bench.loader.unload(models.pop(index))
+    bench.busy.update(model.spec.key for model in models.values())
+    bench.capacity = 2 * 8192
+    bench.loader.slabs.shrink()
+    assert len(space.slabs) == 3, "all are in use just now"
+    bench.busy.clear()
+    bench.loader.slabs.shrink()
+    assert len(space.slabs) == 2
+    assert space.reserved <= bench.capacity
+    for index, model in models.items():
+        assert answer(model) == index
 
 
 # -- one pass -------------------------------------------------------------------------
