@@ -16,7 +16,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from eviction.policies import POLICIES
+from eviction.policies import DEFAULT, POLICIES
 from runtime import logs
 from runtime.budget import Budget, BudgetRefused, parse_budget
 from runtime.secrets import HIDDEN, Mask, names_a_secret
@@ -125,10 +125,10 @@ class Settings(BaseSettings):
         "device within sensible bounds. Default: auto.",
     )
     policy: Annotated[str, BeforeValidator(_policy)] = Field(
-        "gdsf",
+        DEFAULT,
         title="NAME",
         description=f"Who leaves when room is needed: {', '.join(POLICIES)}. "
-        "Default: gdsf.",
+        f"Default: {DEFAULT}.",
     )
     patience: Seconds = Field(
         30.0,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from eviction.policies import DEFAULT
 from tests import test_cache_stress
 
 SEEDS = 120
@@ -149,7 +150,7 @@ def test_the_stress_catches(mutant: str, restored, monkeypatch) -> None:
 
 def noticed(seed: int) -> bool:
     try:
-        test_cache_stress.run(seed, "gdsf")
+        test_cache_stress.run(seed, DEFAULT)
     except BaseException:  # noqa: BLE001 - Deadlock and AssertionError alike
         return True
     return False

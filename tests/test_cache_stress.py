@@ -138,7 +138,7 @@ def run(seed: int, policy: str) -> dict[str, int]:
 
 @pytest.mark.stress
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("policy", ["lru", "gdsf"])
+@pytest.mark.parametrize("policy", ["lru", "gdsf", "tournament"])
 @pytest.mark.parametrize("block", range(0, SEEDS // 2, BLOCK))
 def test_no_seed_breaks_an_invariant(block: int, policy: str) -> None:
     served = 0

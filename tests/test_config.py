@@ -1,6 +1,9 @@
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
+from eviction.policies import POLICIES
 from runtime.budget import Budget
 from runtime.config import PREFIX, Settings
 from runtime.sources import SettingsRefused, load, unknown_variables
@@ -164,3 +167,11 @@ def test_every_setting_tells_its_unit_and_its_default():
             assert "in seconds" in text, name
         if name != "batching":
             assert field.title.isupper(), name
+
+
+def test_the_readme_lists_the_policies_and_the_default() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (row,) = [line for line in readme.splitlines() if line.startswith("| policies |")]
+    for name in POLICIES:
+        assert f"`{name}`" in row
+    assert f"`{Settings().policy}` (default)" in row
