@@ -64,6 +64,7 @@ class Plan:
 
     `lost`: expected seconds of waiting that leave with the victims. `early`: victims
     that have not stayed as long as their load took; many of these are a spiral.
+    `density` and `rank` (0 leaves first) of each victim, of `ranked` candidates.
     """
 
     victims: tuple[str, ...] = ()
@@ -71,6 +72,9 @@ class Plan:
     short: int = 0
     lost: float = 0.0
     early: int = 0
+    density: tuple[float, ...] = ()
+    rank: tuple[int, ...] = ()
+    ranked: int = 0
 
     @property
     def price(self) -> float:
@@ -110,6 +114,9 @@ def plan(
         freed=freed,
         lost=sum([density[i] * nbytes[i] for i in victims]),
         early=sum([_early(candidates[i], now) for i in victims]),
+        density=tuple([density[i] for i in victims]),
+        rank=tuple([taken.index(i) for i in victims]),
+        ranked=len(candidates),
     )
 
 

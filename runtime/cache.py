@@ -22,52 +22,27 @@ of its name in tests/test_cache_traps.py:
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
-
-import structlog
+from collections.abc import Callable, Coroutine
+from typing import Generic
 
 from eviction.ledger import Ledger
-from eviction.plan import Candidate, plan
+from eviction.plan import Plan
 from eviction.policy import Policy
-from loader.errors import DeviceFull, LoadFailed
+from eviction.spiral import Spiral
+from loader.errors import DeviceFull
 from loader.manifest import ModelSpec
+from runtime.alarm import Alarm
+from runtime.bounds import Bounds as Bounds
+from runtime.chronicle import Chronicle
+from runtime.decisions import NO_VERDICT, Verdict
 from runtime.door import Door
-from runtime.errors import BackingOff, Draining, TooLarge
+from runtime.errors import BackingOff, Draining
 from runtime.failures import Failures
 from runtime.lease import Lease
 from runtime.observer import Observer
-from runtime.residency import M, Residency, Stage
-
-log = structlog.get_logger()
-T = TypeVar("T")
-
-
-class Loading(Protocol[M]):
-    """What brings models in and takes them out (loader.load.Loader; fakes in tests)."""
-
-    def size(self, spec: ModelSpec) -> int:
-        """Upper bound of the device bytes, from the manifest alone: no I/O."""
-        ...
-
-    async def load(self, spec: ModelSpec) -> M:
-        """Bring it in. When it raises, CancelledError too, nothing is held any more."""
-        ...
-
-    async def unload(self, model: M) -> None:
-        """Take it out; returns when its bytes are free. Never raises."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What the cache may do. Times in seconds."""
-
-    concurrent_loads: int = 4
-    max_waiting: int = 16384
-    patience: float = 30.0
-    """How long a request without a deadline waits for room."""
+from runtime.residency import Loading, M, Residency, Stage
+from runtime.room import Room
+from runtime.tenants import Tenants
 
 
 class ModelCache(Generic[M]):
@@ -81,20 +56,31 @@ class ModelCache(Generic[M]):
         observer: Observer,
         bounds: Bounds | None = None,
         budget: int | None = None,
+        tenants: Tenants | None = None,
     ) -> None:
         self._loader = loader
         self.policy = policy
         self.ledger = ledger
         self.budget = ledger.capacity if budget is None else budget
         """What no model may exceed; the capacity may be below it for a while."""
-        self._observer = observer
         self.bounds = bounds or Bounds()
         self.clock: Callable[[], float] = asyncio.get_running_loop().time
         self.residencies: dict[str, Residency[M]] = {}
         self.failures: Failures[M] = Failures()
-        self.reload_s: Callable[[Residency[M]], float] = lambda life: life.load_s
-        """What bringing it back would take, if known better than by its last load."""
+        self.spiral = Spiral(self.bounds.anti_thrash)
+        self.chronicle = Chronicle(policy, self.spiral, observer, lambda: self.clock())
+        self.room: Room[M] = Room(
+            policy,
+            ledger,
+            self.residencies,
+            tenants or Tenants(),
+            self.spiral,
+            lambda spec, nbytes, load_s: load_s,
+            self.bounds.idle_ttl,
+        )
         self.door = Door(ledger, self.bounds.concurrent_loads)
+        self.door.barred = self.room.barred
+        self._alarm = Alarm(self._reconsider)
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving_bytes = 0
         self.waiting = 0
@@ -123,11 +109,10 @@ class ModelCache(Generic[M]):
     def begin(self, spec: ModelSpec) -> Residency[M]:
         """Start a life. Refused at once if it could never fit: nothing is fetched."""
         need = self._loader.size(spec)
-        if need > self.budget:
-            raise TooLarge(
-                f"model '{spec.name}' needs {need} bytes, more than the whole budget "
-                f"of {self.budget} bytes"
-            )
+        self.spiral.wanted(spec.key, self.clock())
+        refusal = self.room.refusal(spec, need, self.budget, self.clock())
+        if refusal is not None:
+            raise self.chronicle.refused(spec, refusal)
         loop = asyncio.get_running_loop()
         residency: Residency[M] = Residency(
             spec=spec,
@@ -147,6 +132,7 @@ class ModelCache(Generic[M]):
 
     def released(self, residency: Residency[M]) -> None:
         """The last lease of a life ended. A load nobody waits for is called off."""
+        residency.last_use = self.clock()
         if residency.stage is Stage.LOADING:
             self._abandon(residency, None)
         elif self.door or self.ledger.free < 0:
@@ -178,6 +164,7 @@ class ModelCache(Generic[M]):
         async with asyncio.timeout(patience):
             await self.door.enter(want)
         try:
+            self.residencies[spec.key].begun = self.clock()
             return await self._loader.load(spec)
         finally:
             self.door.leave()
@@ -206,11 +193,10 @@ class ModelCache(Generic[M]):
         spec, now = residency.spec, self.clock()
         self.ledger.hold(spec.key, model.nbytes)  # settle: the bound becomes the fact
         residency.model = model
-        residency.load_s, residency.since = now - residency.since, now
-        residency.last_use = now
+        waited, residency.load_s = now - residency.since, now - residency.begun
+        residency.since = residency.last_use = now
         self.loads += 1
-        self.policy.on_load(spec.key, model.nbytes, residency.load_s, now)
-        self._observer.loaded(spec, model.nbytes, model.phases, residency.load_s)
+        self.chronicle.loaded(residency, model, waited)
         if residency.stage is Stage.LEAVING:
             # Called off when it had already arrived: the cancel came too late.
             self._send_off(residency, "unwanted")
@@ -219,17 +205,10 @@ class ModelCache(Generic[M]):
         residency.arrival.set_result(model)
 
     def _failed(self, residency: Residency[M], error: Exception) -> None:
-        spec, now = residency.spec, self.clock()
         self.failed_loads += 1
-        self._observer.load_failed(spec, type(error).__name__, now - residency.since)
-        told = log.bind(model=spec.name, version=spec.version)
-        if isinstance(error, LoadFailed):
-            cause = repr(error.__cause__)
-            told.warning("load failed", reason=error.message, cause=cause)
-        else:
-            told.error("load failed", exc_info=error)
+        self.chronicle.failed(residency, error)
         if residency.stage is not Stage.LEAVING:  # else nobody waits for the news
-            self.failures.remember(residency, error, now)
+            self.failures.remember(residency, error, self.clock())
             residency.arrival.set_exception(error)
 
     # -- leaving --------------------------------------------------------------------
@@ -242,14 +221,19 @@ class ModelCache(Generic[M]):
         assert residency.task is not None
         residency.task.cancel()
 
-    def _dismiss(self, residency: Residency[M], reason: str) -> None:
+    def _dismiss(
+        self, residency: Residency[M], reason: str, verdict: Verdict = NO_VERDICT
+    ) -> None:
         residency.move(Stage.LEAVING)
-        self._send_off(residency, reason)
+        self._send_off(residency, reason, verdict)
 
-    def _send_off(self, residency: Residency[M], reason: str) -> None:
-        nbytes = self.ledger.size(residency.spec.key)
-        self._leaving_bytes += nbytes
-        self._spawn(self._take_out(residency, nbytes, reason))
+    def _send_off(
+        self, residency: Residency[M], reason: str, verdict: Verdict = NO_VERDICT
+    ) -> None:
+        leaving = self.room.candidate(residency)
+        self._leaving_bytes += leaving.nbytes
+        self.chronicle.leaves(residency, reason, leaving, verdict)
+        self._spawn(self._take_out(residency, leaving.nbytes, reason))
 
     async def _take_out(
         self, residency: Residency[M], nbytes: int, reason: str
@@ -264,54 +248,53 @@ class ModelCache(Generic[M]):
         self.ledger.release(key)
         del self.residencies[key]
         residency.move(Stage.GONE)
-        self.policy.on_evict(key, self.clock())
         self.evictions += 1
-        self._observer.evicted(residency.spec, nbytes, reason)
+        self.chronicle.gone(residency, nbytes, reason)
         self._reconsider()
 
     # -- room -----------------------------------------------------------------------
 
     def resize(self, capacity: int) -> None:
         """The gauge's word: so much is ours now. Idle models leave if need be."""
+        if capacity < self.ledger.capacity:
+            self.chronicle.decisions.shrunk(
+                self.ledger.capacity, capacity, self.clock()
+            )
         self.ledger.resize(capacity)
         self._reconsider()
 
     def _reconsider(self) -> None:
         """Something changed: let in whom there is room for, or see that room comes."""
+        now = self.clock()
+        for residency in self.room.overdue(now):
+            self._dismiss(residency, "idle")
         overdraft = -self.ledger.free - self._leaving_bytes
         if overdraft > 0:
-            # Less capacity than we hold: leaving helps even where it does not suffice.
-            candidates = list(self._may_leave())
-            have = sum(c.nbytes for c in candidates)
-            self._make_room(candidates, min(overdraft, have), "shrunk")
-        short = self.door.admit() - self._leaving_bytes
-        if short > 0:
-            self._make_room(list(self._may_leave()), short, "room")
+            self._make_room(self.room.shrink(overdraft, now), "shrunk")
+        want = self.door.admit()
+        for barred in self.door.stopped() if self.room.tenants else ():
+            leaves = self.room.make_own(barred, now)
+            self._make_room(leaves, "ceiling", barred.key)
+        if want is not None:
+            short = want.need - self.ledger.free - self._leaving_bytes
+            leaves = self.room.make(want, short, now)
+            self._make_room(leaves, "room", want.key)
+        again = self.room.look_again(now, want is not None)
+        if again is not None and not self.closing:
+            self._alarm.by(again)
 
-    def _make_room(self, candidates: list[Candidate], need: int, reason: str) -> None:
-        for key in plan(self.policy, candidates, need, self.clock()).victims:
+    def _make_room(self, leaves: Plan, reason: str, sake: str = "") -> None:
+        if leaves.freed:
+            self.room.price = leaves.price
+        for key, density, rank in zip(
+            leaves.victims, leaves.density, leaves.rank, strict=True
+        ):
             victim = self.residencies[key]
             if victim.leases:
                 raise AssertionError(
                     f"{victim!r} is in use and was chosen to leave. This is a bug."
                 )
-            self._dismiss(victim, reason)
-
-    def _may_leave(self) -> Iterator[Candidate]:
-        for key, residency in self.residencies.items():
-            if residency.stage is not Stage.READY or residency.leases:
-                continue
-            spec = residency.spec
-            if not spec.pin:
-                yield Candidate(
-                    model=key,
-                    nbytes=self.ledger.size(key),
-                    reload_s=self.reload_s(residency),
-                    priority=spec.priority,
-                    tenant=spec.tenant,
-                    since=residency.since,
-                    load_s=residency.load_s,
-                )
+            self._dismiss(victim, reason, Verdict(sake, density, rank, leaves.ranked))
 
     # -- operators ------------------------------------------------------------------
 
@@ -332,6 +315,7 @@ class ModelCache(Generic[M]):
     async def aclose(self) -> None:
         """Refuse new lives, call loads off, wait for leases, free it all (trap 5)."""
         self.closing = True
+        self._alarm.off()
         for residency in list(self.residencies.values()):
             if residency.stage is Stage.LOADING:
                 self._abandon(residency, Draining("the server is shutting down", 1.0))

@@ -121,8 +121,8 @@ async def composed(
             budget=share.at_best(reading),
         )
         loader.idle = cache.idle
-        cache.reload_s = lambda life: costs.seconds(
-            loader.falls_to(life.spec), ledger.size(life.spec.key)
+        cache.room.reload_s = lambda spec, nbytes, load_s: costs.seconds(
+            loader.falls_to(spec), nbytes
         )
         lanes = Lanes(device, lanes_count, on_lost)
         stack.callback(lanes.close)

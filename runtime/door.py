@@ -2,14 +2,16 @@
 
 Owns: the queue of those who want in, the slots of loads under way, and the booking of
 a load's bound in the breath it is let in. Must not: choose victims or load anything;
-it says how many bytes the first in line lacks, the cache sees to it.
+it says who is next and lacks room, the cache sees to it.
 
 First come, first served, on purpose: letting small models overtake a big one that
-waits would starve it for as long as small ones keep coming.
+waits would starve it for as long as small ones keep coming. Only who is `barred` (its
+tenant may hold no more) is stepped over: others' room would not help it.
 """
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from eviction.ledger import Ledger
@@ -33,6 +35,7 @@ class Door:
         self._slots = slots
         self.loads = 0
         """Loads let in and not ended yet."""
+        self.barred: Callable[[Want], bool] = lambda want: False
 
     def __len__(self) -> int:
         return len(self._line)
@@ -66,21 +69,25 @@ class Door:
         """A load that was let in has ended, however."""
         self.loads -= 1
 
-    def admit(self) -> int:
-        """Let in whom there is room for, in order; gives the bytes the next one lacks.
+    def admit(self) -> Want | None:
+        """Let in whom there is room for, in order; gives the next one if it lacks room.
 
-        0 if nobody is left in line, or if the next one lacks a slot and not room.
+        None if nobody is left in line, or if the next one lacks a slot and not room.
         """
         while self._line and self.loads < self._slots:
-            want = self._line[0]
-            if want.admitted.done():  # cancelled in this turn of the loop
-                self._line.popleft()
-                continue
-            short = want.need - self._ledger.free
-            if short > 0:
-                return short
-            self._line.popleft()
+            want = next((w for w in self._waiting() if not self.barred(w)), None)
+            if want is None or want.need > self._ledger.free:
+                return want
+            self._line.remove(want)
             self._ledger.hold(want.key, want.need)
             self.loads += 1
             want.admitted.set_result(None)
-        return 0
+        return None
+
+    def stopped(self) -> list[Want]:
+        """Those stepped over, in order."""
+        return [want for want in self._waiting() if self.barred(want)]
+
+    def _waiting(self) -> Iterator[Want]:
+        """Without those cancelled in this turn of the loop."""
+        return (want for want in self._line if not want.admitted.done())

@@ -4,6 +4,8 @@
     ├── BadRequest       malformed: shape, datatype, bytes, range, batch too large
     ├── TooLarge         the model is larger than the whole budget
     ├── NoRoom           no room now; come again after `retry_after`
+    │   ├── OverQuota    its tenant holds all that it may
+    │   └── Thrashing    more is in demand at once than fits; the coldest come later
     ├── QueueFull        too many are waiting already; come again after `retry_after`
     ├── BackingOff       the last load failed; not tried again before `retry_after`
     ├── Draining         the server is going away
@@ -37,6 +39,15 @@ class TooLarge(Refused):
 
 class NoRoom(Refused):
     """Everything resident is in use or pinned; waiting did not help."""
+
+
+class OverQuota(NoRoom):
+    """The model's tenant is at its ceiling, and nothing of its own may leave."""
+
+
+class Thrashing(NoRoom):
+    """Models are wanted back as soon as they leave; this one is worth less than they
+    are, and is asked to come again."""
 
 
 class QueueFull(Refused):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from loader.manifest import ModelSpec
 from runtime.engine import Temperature
-from runtime.errors import DeadlinePassed, Draining, NoRoom, QueueFull
+from runtime.errors import DeadlinePassed, Draining, QueueFull
 from runtime.residency import M, Residency, Stage
 
 if TYPE_CHECKING:
@@ -116,8 +116,5 @@ class Lease(Generic[M]):
             # Past the door: patience is for room. The load has bounds of its own.
             await asyncio.wait((future,))
             return future.result()
-        raise NoRoom(
-            f"no room for model '{name}' within {cache.bounds.patience:g} s: all that "
-            "is resident is in use or pinned",
-            1.0,
-        )
+        refusal = cache.room.none_for(self._spec, cache.bounds.patience)
+        raise cache.chronicle.refused(self._spec, refusal)

@@ -58,6 +58,22 @@ class Loaded(Protocol):
 M = TypeVar("M", bound=Loaded)
 
 
+class Loading(Protocol[M]):
+    """What brings models in and takes them out (loader.load.Loader; fakes in tests)."""
+
+    def size(self, spec: ModelSpec) -> int:
+        """Upper bound of the device bytes, from the manifest alone: no I/O."""
+        ...
+
+    async def load(self, spec: ModelSpec) -> M:
+        """Bring it in. When it raises, CancelledError too, nothing is held any more."""
+        ...
+
+    async def unload(self, model: M) -> None:
+        """Take it out; returns when its bytes are free. Never raises."""
+        ...
+
+
 @dataclass(eq=False, slots=True)
 class Residency(Generic[M]):
     """One life of one model: from the wish to load it until its bytes are free.
@@ -78,6 +94,8 @@ class Residency(Generic[M]):
     leases: int = 0
     uses: int = 0
     last_use: float = 0.0
+    begun: float = 0.0
+    """When its load was let in: what it waited for room is no cost of loading it."""
     load_s: float = 0.0
     retry_at: float = 0.0
     failure: Exception | None = None

@@ -30,6 +30,7 @@ def check(cache: ModelCache) -> None:
         life.task is not None and (life.task.done() or life.stage is Stage.LEAVING)
         for life in cache.residencies.values()
     )
+    line = [want for want in line if not cache.room.barred(want)]
     if line and not landing and cache.door.loads < cache.bounds.concurrent_loads:
         assert line[0].need > ledger.free, f"room, and nobody let in: {cache!r}"
     for life in cache.failures.lives():

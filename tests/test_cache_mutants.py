@@ -19,7 +19,7 @@ from tests import test_cache_stress
 SEEDS = 120
 ROOT = Path(__file__).parent.parent
 MODULES = ["runtime.residency", "runtime.door", "runtime.failures", "runtime.lease",
-           "runtime.cache"]  # fmt: skip
+           "runtime.room", "runtime.cache"]  # fmt: skip
 
 MUTANTS = {
     "a waiter is no lease": (
@@ -30,7 +30,7 @@ MUTANTS = {
         "            residency.take()\n",
     ),
     "models in use may leave": (
-        "runtime.cache",
+        "runtime.room",
         "if residency.stage is not Stage.READY or residency.leases:",
         "if residency.stage is not Stage.READY:",
     ),
@@ -59,9 +59,9 @@ MUTANTS = {
     ),
     "nobody is told that room came": (
         "runtime.cache",
-        "        self._observer.evicted(residency.spec, nbytes, reason)\n"
+        "        self.chronicle.gone(residency, nbytes, reason)\n"
         "        self._reconsider()\n",
-        "        self._observer.evicted(residency.spec, nbytes, reason)\n",
+        "        self.chronicle.gone(residency, nbytes, reason)\n",
     ),
     "a cancelled load keeps its slot": (
         "runtime.door",

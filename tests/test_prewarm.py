@@ -150,5 +150,5 @@ async def test_a_reload_costs_what_the_tier_below_takes(store, two) -> None:
         async with engine_over(store, host_cache=host_cache) as engine:
             await ask(engine, "m1")
             (life,) = engine._cache.residencies.values()
-            costs[host_cache] = engine._cache.reload_s(life)
+            costs[host_cache] = engine._cache.room.candidate(life).reload_s
     assert 0 < costs["1MiB"] < costs["0"]

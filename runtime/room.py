@@ -1,0 +1,187 @@
+"""Room: who should leave, for whom, and until when nobody may.
+
+Owns: the questions asked of `eviction.plan`: who may leave, what each costs, what each
+tenant holds, who has just come. Must not: send anybody away, wait, or change anything:
+the same question gives the same answer (`hotset explain` asks too).
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic
+
+from eviction.ledger import Ledger
+from eviction.plan import Candidate, Plan, Share, own_need, plan
+from eviction.policy import Policy
+from eviction.spiral import Spiral
+from loader.manifest import ModelSpec
+from runtime.door import Want
+from runtime.errors import NoRoom, OverQuota, Refused, Thrashing, TooLarge
+from runtime.residency import M, Residency, Stage
+from runtime.tenants import Tenants, leaving
+
+
+@dataclass(eq=False, slots=True)
+class Room(Generic[M]):
+    """The cache's books, asked for decisions."""
+
+    policy: Policy
+    ledger: Ledger
+    residencies: Mapping[str, Residency[M]]
+    tenants: Tenants
+    spiral: Spiral
+    reload_s: Callable[[ModelSpec, int, float], float]
+    """What bringing so many bytes of a model back would take, whose last load took so
+    many seconds."""
+    idle_ttl: float = 0.0
+    price: float = field(default=0.0, init=False)
+    """Of a byte, in seconds, by the last plan that was carried out."""
+
+    def may_leave(self) -> Iterable[Residency[M]]:
+        """Resident, unused, not pinned."""
+        for residency in self.residencies.values():
+            if residency.stage is not Stage.READY or residency.leases:
+                continue
+            if not residency.spec.pin:
+                yield residency
+
+    def shares(self) -> Mapping[str, Share]:
+        """Of the configured tenants."""
+        return self.tenants.shares(self.residencies, self.ledger)
+
+    def shrink(self, overdraft: int, now: float) -> Plan:
+        """Less capacity than we hold: leaving helps even where it does not suffice,
+        and a floor is a promise between tenants, not one the device made."""
+        candidates = [self.candidate(life) for life in self.may_leave()]
+        need = min(overdraft, sum(c.nbytes for c in candidates))
+        found = plan(self.policy, candidates, need, now, shares=self.shares())
+        return found if not found.short else plan(self.policy, candidates, need, now)
+
+    def make(self, want: Want, short: int, now: float) -> Plan:
+        """`short` more bytes for somebody at the door."""
+        tenant = self.residencies[want.key].spec.tenant
+        candidates = [
+            self.candidate(life)
+            for life in self.may_leave()
+            if now >= self.spiral.stays_until(life.since, life.load_s)
+        ]
+        return plan(
+            self.policy, candidates, short, now, shares=self.shares(), tenant=tenant
+        )
+
+    def make_own(self, want: Want, now: float) -> Plan:
+        """What a tenant at its ceiling has to free of its own first."""
+        tenant = self.residencies[want.key].spec.tenant
+        short = own_need(self.shares(), tenant, want.need)
+        short -= leaving(self.residencies.values(), self.ledger, tenant)
+        own = [
+            self.candidate(life)
+            for life in self.may_leave()
+            if life.spec.tenant == tenant
+        ]
+        return plan(self.policy, own, short, now)
+
+    def barred(self, want: Want) -> bool:
+        """Its tenant may not hold that much more yet."""
+        if not self.tenants:
+            return False
+        tenant = self.residencies[want.key].spec.tenant
+        return own_need(self.shares(), tenant, want.need) > 0
+
+    def overdue(self, now: float) -> list[Residency[M]]:
+        """Who has been idle for too long."""
+        if not self.idle_ttl:
+            return []
+        return [life for life in self.may_leave() if self._idle_until(life) <= now]
+
+    def look_again(self, now: float, waiting: bool) -> float | None:
+        """When time alone will change an answer; None if it will not."""
+        times = []
+        for life in self.may_leave():
+            if self.idle_ttl:
+                times.append(self._idle_until(life))
+            if waiting and self.spiral.turning:
+                times.append(self.spiral.stays_until(life.since, life.load_s))
+        return min((when for when in times if when > now), default=None)
+
+    def refusal(
+        self, spec: ModelSpec, need: int, budget: int, now: float
+    ) -> Refused | None:
+        """Why nobody should even begin to load it; None if somebody may."""
+        if need > budget:
+            return TooLarge(
+                f"model '{spec.name}' needs {need} bytes, more than the whole budget "
+                f"of {budget} bytes"
+            )
+        ceiling = self.tenants.ceiling(spec.tenant, self.ledger.capacity)
+        if ceiling is not None and need > ceiling:
+            return TooLarge(
+                f"model '{spec.name}' needs {need} bytes, more than the ceiling of its "
+                f"tenant '{spec.tenant}', {ceiling} bytes"
+            )
+        stay_away = self.cold(spec, need, now)
+        if stay_away is None:
+            return None
+        return Thrashing(
+            f"no room for model '{spec.name}' yet: models in demand are more than fit, "
+            f"and this one is asked for least; try again in {stay_away:.1f} s",
+            stay_away,
+        )
+
+    def none_for(self, spec: ModelSpec, patience: float) -> NoRoom:
+        """What somebody hears who waited for as long as that."""
+        ceiling = self.tenants.ceiling(spec.tenant, self.ledger.capacity)
+        share = self.shares().get(spec.tenant)
+        if ceiling is not None and share is not None and share.held >= ceiling // 2:
+            return OverQuota(
+                f"no room for model '{spec.name}' within {patience:g} s: its tenant "
+                f"'{spec.tenant}' holds {share.held} of at most {ceiling} bytes, all "
+                "of it in use or pinned",
+                1.0,
+            )
+        return NoRoom(
+            f"no room for model '{spec.name}' within {patience:g} s: all that is "
+            "resident is in use or pinned",
+            1.0,
+        )
+
+    def cold(self, spec: ModelSpec, nbytes: int, now: float) -> float | None:
+        """While the cache spirals: how long a newcomer that is worth less than all it
+        could push out should stay away. None: it may come."""
+        if not self.spiral.turning or nbytes <= self.ledger.free:
+            return None
+        there = list(self.may_leave())
+        if not there:
+            return None
+        *theirs, own = self.density(
+            [*map(self.candidate, there), self.absent(spec, nbytes)], now
+        )
+        if own > min(theirs) or not self.spiral.send_away(spec.key):
+            return None
+        ends = (self.spiral.stays_until(life.since, life.load_s) for life in there)
+        return max(min(ends) - now, 0.1)
+
+    def density(self, candidates: Sequence[Candidate], now: float) -> Sequence[float]:
+        """What each is worth, as the policy sees it now."""
+        keys = [candidate.model for candidate in candidates]
+        return self.policy.density(keys, now, [c.reload_s for c in candidates])
+
+    def absent(self, spec: ModelSpec, nbytes: int) -> Candidate:
+        """One that is not here, as if it were."""
+        took = self.spiral.took(spec.key)
+        return Candidate(spec.key, nbytes, self.reload_s(spec, nbytes, took))
+
+    def _idle_until(self, life: Residency[M]) -> float:
+        return max(life.last_use, life.since) + self.idle_ttl
+
+    def candidate(self, life: Residency[M]) -> Candidate:
+        """What a plan has to know of a resident."""
+        spec, nbytes = life.spec, self.ledger.size(life.spec.key)
+        return Candidate(
+            model=spec.key,
+            nbytes=nbytes,
+            reload_s=self.reload_s(spec, nbytes, life.load_s),
+            priority=spec.priority,
+            tenant=spec.tenant,
+            since=life.since,
+            load_s=life.load_s,
+        )
