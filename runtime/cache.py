@@ -82,7 +82,6 @@ class ModelCache(Generic[M]):
         self.door.barred = self.room.barred
         self._alarm = Alarm(self._reconsider)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._leaving_bytes = 0
         self.waiting = 0
         self.loads = self.evictions = self.failed_loads = 0
         self.closing = False
@@ -99,6 +98,10 @@ class ModelCache(Generic[M]):
         if residency is None:
             self.failures.recall(key, self.clock())
         return residency
+
+    def size(self, spec: ModelSpec) -> int:
+        """Device bytes it would need, at most."""
+        return self._loader.size(spec)
 
     def idle(self, key: str) -> bool:
         """True if the model is resident and nobody uses it: its bytes may be moved, by
@@ -132,7 +135,9 @@ class ModelCache(Generic[M]):
 
     def released(self, residency: Residency[M]) -> None:
         """The last lease of a life ended. A load nobody waits for is called off."""
-        residency.last_use = self.clock()
+        residency.last_use = now = self.clock()
+        if self.bounds.idle_ttl:
+            self._alarm.by(now + self.bounds.idle_ttl)
         if residency.stage is Stage.LOADING:
             self._abandon(residency, None)
         elif self.door or self.ledger.free < 0:
@@ -231,7 +236,7 @@ class ModelCache(Generic[M]):
         self, residency: Residency[M], reason: str, verdict: Verdict = NO_VERDICT
     ) -> None:
         leaving = self.room.candidate(residency)
-        self._leaving_bytes += leaving.nbytes
+        self.room.leaving += leaving.nbytes
         self.chronicle.leaves(residency, reason, leaving, verdict)
         self._spawn(self._take_out(residency, leaving.nbytes, reason))
 
@@ -244,7 +249,7 @@ class ModelCache(Generic[M]):
         assert model is not None
         residency.model = None
         await self._loader.unload(model)
-        self._leaving_bytes -= nbytes
+        self.room.leaving -= nbytes
         self.ledger.release(key)
         del self.residencies[key]
         residency.move(Stage.GONE)
@@ -257,9 +262,7 @@ class ModelCache(Generic[M]):
     def resize(self, capacity: int) -> None:
         """The gauge's word: so much is ours now. Idle models leave if need be."""
         if capacity < self.ledger.capacity:
-            self.chronicle.decisions.shrunk(
-                self.ledger.capacity, capacity, self.clock()
-            )
+            self.chronicle.shrunk(self.ledger.capacity, capacity)
         self.ledger.resize(capacity)
         self._reconsider()
 
@@ -268,7 +271,7 @@ class ModelCache(Generic[M]):
         now = self.clock()
         for residency in self.room.overdue(now):
             self._dismiss(residency, "idle")
-        overdraft = -self.ledger.free - self._leaving_bytes
+        overdraft = -self.ledger.free - self.room.leaving
         if overdraft > 0:
             self._make_room(self.room.shrink(overdraft, now), "shrunk")
         want = self.door.admit()
@@ -276,8 +279,8 @@ class ModelCache(Generic[M]):
             leaves = self.room.make_own(barred, now)
             self._make_room(leaves, "ceiling", barred.key)
         if want is not None:
-            short = want.need - self.ledger.free - self._leaving_bytes
-            leaves = self.room.make(want, short, now)
+            spec = self.residencies[want.key].spec
+            leaves = self.room.would_leave(spec, want.need, now)
             self._make_room(leaves, "room", want.key)
         again = self.room.look_again(now, want is not None)
         if again is not None and not self.closing:

@@ -80,6 +80,10 @@ class Chronicle:
         self._spiral.evicted(leaving.model, life.load_s, now)
         self.decisions.left(life, reason, leaving, verdict, now)
 
+    def shrunk(self, before: int, capacity: int) -> None:
+        """The device has less for us."""
+        self.decisions.shrunk(before, capacity, self._clock())
+
     def gone(self, life: Residency[M], nbytes: int, reason: str) -> None:
         """Its bytes are free."""
         self._observer.evicted(life.spec, nbytes, reason)

@@ -80,6 +80,9 @@ COMMANDS: Mapping[str, Command] = {
     "top": Command(
         "runtime.commands.top", "top", "Live view of what a server holds and does."
     ),
+    "explain": Command(
+        "runtime.commands.explain", "explain", "Say why a model is in memory, or not."
+    ),
     "ls": Command(
         "runtime.commands.ls", "ls", "List the models of a store or of a server."
     ),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from loader.manifest import ModelSpec
 from loader.tier import Tiers
+from runtime.explanation import Explanation
 
 if TYPE_CHECKING:  # named only: `hotset top` reads a Snapshot and needs no torch
     import torch
@@ -132,6 +133,14 @@ class Snapshot:
     """False while `measured` is an estimate."""
     tiers: Tiers = field(default_factory=Tiers)
     """The arena on the device, and the tiers below it."""
+    price: float = 0.0
+    """Of a byte, in seconds of waiting, by the last eviction; 0 while all fits."""
+    spiral: bool = False
+    """True while models are wanted back as soon as they leave."""
+    relapses: int = 0
+    """Loads of models that had left less than their own load time before."""
+    deferred: int = 0
+    """Requests told to come again later, to break a spiral."""
 
 
 class Engine(Protocol):
@@ -180,6 +189,10 @@ class Engine(Protocol):
 
     def snapshot(self) -> Snapshot:
         """What is resident, and how it got there."""
+        ...
+
+    async def explain(self, model: str, version: str = "") -> Explanation:
+        """Why it is here or not, who would leave for it; loads and evicts nothing."""
         ...
 
     async def drain(self) -> None:

@@ -22,6 +22,8 @@ from runtime.catalog import Catalog
 from runtime.conformance import conform
 from runtime.engine import Answer, IndexEntry, ModelStatistics, Request, Snapshot
 from runtime.errors import BadRequest, Draining, NoRoom, Refused, TooLarge
+from runtime.explain import explain
+from runtime.explanation import Explanation
 from runtime.observer import Observer
 from runtime.snapshot import STATES, look
 from runtime.statistics import Statistics, Tally
@@ -186,6 +188,10 @@ class LocalEngine:
             uptime_s=self._clock() - self._began,
             tiers=self.tiers(),
         )
+
+    async def explain(self, model: str, version: str = "") -> Explanation:
+        """Why it is here or not, who would leave for it; loads and evicts nothing."""
+        return explain(self._cache, await self._find(model, version), self._policy)
 
     async def drain(self) -> None:
         """Refuse new work, let leases end, cancel loads, free every byte."""

@@ -178,6 +178,11 @@ def _now(snapshot: Snapshot) -> Iterator[Metric]:
         ("hotset_waiting_requests", "Predicts waiting for a model to be resident.",
          snapshot.waiting),
         ("hotset_uptime_seconds", "Since the engine started.", snapshot.uptime_s),
+        ("hotset_price_seconds_per_byte",
+         "Seconds of waiting that a byte saves here, by the last eviction; 0 while all "
+         "fits. A rank and not a price under --policy lru.", snapshot.price),
+        ("hotset_spiral", "1 while models are wanted back as soon as they leave.",
+         snapshot.spiral),
     )  # fmt: skip
     for name, text, value in gauges:
         yield GaugeMetricFamily(name, text, value=value)
@@ -192,6 +197,16 @@ def _now(snapshot: Snapshot) -> Iterator[Metric]:
             "1 while device memory is really measured, 0 while it is estimated.",
             value=snapshot.gauge_up,
         )
+    yield _counter(
+        "hotset_relapses",
+        "Loads of models that had left less than their own load time before.",
+        snapshot.relapses,
+    )
+    yield _counter(
+        "hotset_deferred",
+        "Loads put off, with a hint when to ask again, to break a spiral.",
+        snapshot.deferred,
+    )
     states = Words("READY", "LOADING", "UNLOADING", "UNAVAILABLE")
     for resident in snapshot.residents:
         states.add(resident.state)

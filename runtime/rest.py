@@ -3,6 +3,7 @@
     GET /v2  /v2/health/live  /v2/health/ready      Open Inference Protocol
     GET /metrics                                    Prometheus or OpenMetrics
     GET /hotset/status                              what `hotset top` shows
+    GET /hotset/explain/MODEL[?version=V]           what `hotset explain` shows
     GET /                                           {"status": "alive"}
 
 Owns: the routes and the HTTP server. Must not: know more of hotset than an `Engine`,
@@ -26,6 +27,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from runtime import explanation
 from runtime.engine import Engine
 from runtime.metrics import Metrics
 from runtime.report import About, Report, encode
@@ -93,6 +95,13 @@ def application(engine: Engine, metrics: Metrics, info: ServerInfo) -> Starlette
         body = await asyncio.to_thread(encode, report)
         return Response(body, headers=FRESH, media_type="application/json")
 
+    async def explain(request: Request) -> Response:
+        version = request.query_params.get("version", "")
+        found = await engine.explain(request.path_params["model"], version)
+        return Response(
+            explanation.encode(found), headers=FRESH, media_type="application/json"
+        )
+
     routes = {
         "/": alive,
         "/v2": server,
@@ -100,6 +109,7 @@ def application(engine: Engine, metrics: Metrics, info: ServerInfo) -> Starlette
         "/v2/health/ready": ready,
         "/metrics": exposition,
         "/hotset/status": status,
+        "/hotset/explain/{model}": explain,
     }
     return Starlette(
         routes=[Route(path, _answering(function)) for path, function in routes.items()],

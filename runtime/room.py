@@ -17,7 +17,7 @@ from loader.manifest import ModelSpec
 from runtime.door import Want
 from runtime.errors import NoRoom, OverQuota, Refused, Thrashing, TooLarge
 from runtime.residency import M, Residency, Stage
-from runtime.tenants import Tenants, leaving
+from runtime.tenants import Tenants, leaving_of
 
 
 @dataclass(eq=False, slots=True)
@@ -33,6 +33,8 @@ class Room(Generic[M]):
     """What bringing so many bytes of a model back would take, whose last load took so
     many seconds."""
     idle_ttl: float = 0.0
+    leaving: int = field(default=0, init=False)
+    """Bytes of those sent away that are not free yet."""
     price: float = field(default=0.0, init=False)
     """Of a byte, in seconds, by the last plan that was carried out."""
 
@@ -56,23 +58,28 @@ class Room(Generic[M]):
         found = plan(self.policy, candidates, need, now, shares=self.shares())
         return found if not found.short else plan(self.policy, candidates, need, now)
 
-    def make(self, want: Want, short: int, now: float) -> Plan:
-        """`short` more bytes for somebody at the door."""
-        tenant = self.residencies[want.key].spec.tenant
+    def would_leave(self, spec: ModelSpec, need: int, now: float) -> Plan:
+        """For `need` bytes for a model, besides those on their way out."""
+        short = need - self.ledger.free - self.leaving
         candidates = [
             self.candidate(life)
             for life in self.may_leave()
             if now >= self.spiral.stays_until(life.since, life.load_s)
         ]
         return plan(
-            self.policy, candidates, short, now, shares=self.shares(), tenant=tenant
+            self.policy,
+            candidates,
+            short,
+            now,
+            shares=self.shares(),
+            tenant=spec.tenant,
         )
 
     def make_own(self, want: Want, now: float) -> Plan:
         """What a tenant at its ceiling has to free of its own first."""
         tenant = self.residencies[want.key].spec.tenant
         short = own_need(self.shares(), tenant, want.need)
-        short -= leaving(self.residencies.values(), self.ledger, tenant)
+        short -= leaving_of(self.residencies.values(), self.ledger, tenant)
         own = [
             self.candidate(life)
             for life in self.may_leave()
@@ -138,9 +145,10 @@ class Room(Generic[M]):
                 "of it in use or pinned",
                 1.0,
             )
+        theirs = "in use, pinned or promised to other tenants"
         return NoRoom(
             f"no room for model '{spec.name}' within {patience:g} s: all that is "
-            "resident is in use or pinned",
+            f"resident is {theirs if self.tenants else 'in use or pinned'}",
             1.0,
         )
 

@@ -48,6 +48,10 @@ def look(
         evictions=cache.evictions,
         failures=cache.failed_loads,
         tiers=tiers,
+        price=cache.room.price,
+        spiral=cache.spiral.turning,
+        relapses=cache.spiral.relapses,
+        deferred=cache.spiral.deferred,
         residents=[
             _resident(life, cache.ledger.size(key), device, now)
             for key, life in cache.residencies.items()

@@ -23,6 +23,7 @@ from runtime.engine import (
     Snapshot,
 )
 from runtime.errors import DeadlinePassed, Draining
+from runtime.explanation import Event, Explanation, Ranked
 
 _FILE = FileRef("weights", 1024, "0" * 64)
 
@@ -286,6 +287,46 @@ class FakeEngine:
             evictions=0,
             failures=0,
             residents=(),
+        )
+
+    async def explain(self, model: str, version: str = "") -> Explanation:
+        spec = self._find(model, version).spec
+        ranked = Ranked("other", "1", 10, 1e-9, 0.25, 3.0)
+        event = Event(
+            2.5,
+            "left",
+            model,
+            spec.version,
+            "room",
+            10,
+            "other:1",
+            1e-9,
+            0,
+            3,
+            0.5,
+            0.25,
+        )
+        return Explanation(
+            model=spec.name,
+            version=spec.version,
+            state="UNAVAILABLE",
+            because="it left 2.5 s ago to make room for other:1",
+            policy="none",
+            nbytes=10,
+            pinned=False,
+            priority=0,
+            tenant="",
+            leases=0,
+            uses=0,
+            reload_s=0.25,
+            density=None,
+            rank=None,
+            price=2e-9,
+            spiral=False,
+            would_push_out=[ranked],
+            short=0,
+            ranking=[ranked],
+            history=[event],
         )
 
     async def drain(self) -> None:

@@ -21,7 +21,7 @@ def check(cache: ModelCache) -> None:
             assert not getattr(life.model, "closed", False), f"in use, closed: {life}"
         if life.stage is Stage.LEAVING:
             leaving += booked.get(key, 0)
-    assert cache._leaving_bytes <= leaving
+    assert cache.room.leaving <= leaving
     assert 0 <= cache.door.loads <= cache.bounds.concurrent_loads
     assert cache.waiting >= 0
     line = list(cache.door._line)
@@ -45,5 +45,5 @@ def check_empty(cache: ModelCache) -> None:
     assert len(cache.door) == 0
     assert cache.door.loads == 0
     assert cache.waiting == 0
-    assert cache._leaving_bytes == 0
+    assert cache.room.leaving == 0
     assert not cache._tasks

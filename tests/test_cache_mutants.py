@@ -41,10 +41,10 @@ MUTANTS = {
     ),
     "bytes are free before they are": (
         "runtime.cache",
-        "        await self._loader.unload(model)\n        self._leaving_bytes",
+        "        await self._loader.unload(model)\n        self.room.leaving",
         "        self.ledger.hold(key, 0)\n"
         "        self._reconsider()\n"
-        "        await self._loader.unload(model)\n        self._leaving_bytes",
+        "        await self._loader.unload(model)\n        self.room.leaving",
     ),
     "a failed load keeps its booking": (
         "runtime.cache",

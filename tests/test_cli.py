@@ -670,3 +670,23 @@ def test_units():
         "0.0s", "9.9s", "59s", "1m33s", "1h00m", "1d01h",
     ]  # fmt: skip
     assert (share(1, 4), share(0, 0)) == ("25.0 %", "-")
+
+
+# -- explain --------------------------------------------------------------------------
+
+
+def test_explain_shows_why_who_and_what_happened(run, server):
+    code, out, err = run("explain", "linear", "--url", server[1])
+    assert code == 0, err
+    assert "linear:1 is UNAVAILABLE: it left 2.5 s ago to make room for other:1" in out
+    assert "it would push out" in out
+    assert "who leaves first" in out
+    assert "room, for other:1; number 1 of 3" in " ".join(out.split())
+    code, out, _ = run("explain", "linear", "--url", server[1], "--json")
+    assert json.loads(out)["would_push_out"][0]["name"] == "other"
+
+
+def test_explain_says_what_the_server_says_of_a_model_it_does_not_know(run, server):
+    code, _, err = run("explain", "nobody", "--url", server[1])
+    assert code == 1
+    assert "nobody" in err

@@ -1,7 +1,7 @@
-"""Asking a running server for its status report, as top and ls do.
+"""Asking a running server over HTTP, as top, ls and explain do.
 
 Owns: the request and what can go wrong with it. Must not: know what is done with the
-report.
+answer.
 """
 
 import http.client
@@ -18,6 +18,17 @@ LARGEST_REPORT = 64 << 20
 
 def ask(url: str) -> Report:
     """The report of the server at `url` (http://host:port); raises Failed."""
+    status, body = fetch(url, "/hotset/status")
+    if status != http.HTTPStatus.OK:
+        raise Failed(f"{url} answers {status}: is it hotset?")
+    try:
+        return decode(body)
+    except NotAReport as error:
+        raise Failed(f"{url} does not answer like hotset: {error}") from None
+
+
+def fetch(url: str, path: str) -> tuple[int, bytes]:
+    """GET `path` of the server at `url`: the status and the body; raises Failed."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
         host, port = parts.hostname, parts.port
@@ -32,18 +43,12 @@ def ask(url: str) -> Report:
     )
     connection = kind(host, port, timeout=PATIENCE_S)
     try:
-        connection.request("GET", f"{parts.path.rstrip('/')}/hotset/status")
+        connection.request("GET", parts.path.rstrip("/") + path)
         answer = connection.getresponse()
-        body = answer.read(LARGEST_REPORT)
+        return answer.status, answer.read(LARGEST_REPORT)
     except http.client.HTTPException:
         raise Failed(f"{url} does not speak HTTP: is it the gRPC port?") from None
     except OSError as error:
         raise Failed(f"no answer from {url}: {error.strerror or error}") from None
     finally:
         connection.close()
-    if answer.status != http.HTTPStatus.OK:
-        raise Failed(f"{url} answers {answer.status} {answer.reason}: is it hotset?")
-    try:
-        return decode(body)
-    except NotAReport as error:
-        raise Failed(f"{url} does not answer like hotset: {error}") from None
