@@ -117,8 +117,15 @@ async def composed(
             POLICIES[settings.policy](),
             ledger,
             observer,
-            Bounds(settings.concurrent_loads, settings.max_waiting, settings.patience),
+            Bounds(
+                settings.concurrent_loads,
+                settings.max_waiting,
+                settings.patience,
+                settings.idle_ttl,
+                settings.anti_thrash,
+            ),
             budget=share.at_best(reading),
+            tenants=settings.tenant_shares,
         )
         loader.idle = cache.idle
         cache.room.reload_s = lambda spec, nbytes, load_s: costs.seconds(

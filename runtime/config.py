@@ -19,6 +19,7 @@ from pydantic_settings import (
 from eviction.policies import DEFAULT, POLICIES
 from runtime import logs
 from runtime.budget import Budget, BudgetRefused, parse_budget
+from runtime.tenants import FORM, Tenants, parse_tenants
 from runtime.secrets import HIDDEN, Mask, names_a_secret
 
 PREFIX = "HOTSET_"
@@ -57,6 +58,14 @@ def _policy(value: object) -> object:
     if value not in POLICIES:
         raise ValueError(f"choose one of {', '.join(POLICIES)}")
     return value
+
+
+def _tenants(value: object) -> object:
+    if isinstance(value, Tenants):
+        return value
+    if isinstance(value, (str, dict)):
+        return Tenants(parse_tenants(value))
+    raise ValueError(FORM)
 
 
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
@@ -135,6 +144,26 @@ class Settings(BaseSettings):
         title="SECONDS",
         description="How long a request without a deadline waits for room, in seconds. "
         "Default: 30.",
+    )
+    idle_ttl: Seconds = Field(
+        0.0,
+        title="SECONDS",
+        description="Models that nobody has used for so long leave even if there is "
+        "room, in seconds; pinned ones stay. 0 is off. Default: 0.",
+    )
+    anti_thrash: bool = Field(
+        True,
+        description="When models are wanted back as soon as they leave, let who came "
+        "stay for a while and tell the coldest newcomers when to come again. "
+        "Default: on.",
+    )
+    tenant_shares: Annotated[Tenants, BeforeValidator(_tenants)] = Field(
+        Tenants(),
+        title="SHARES",
+        description="What of the budget each tenant has, as "
+        "NAME=FLOOR:QUOTA:CEILING,... in bytes or shares ('a=1GiB:2GiB:4GiB,b=10%'): "
+        "others do not push it below FLOOR, above QUOTA it makes room first, above "
+        "CEILING it never gets. In TOML a table. Default: none.",
     )
     max_waiting: int = Field(
         16384,

@@ -11,7 +11,7 @@ leaves (eviction/plan.py), or refuse anybody.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from eviction.ledger import Ledger
 from eviction.plan import Share
@@ -29,6 +29,10 @@ class Quota:
     quota: Budget | None = None
     ceiling: Budget | None = None
 
+    def __str__(self) -> str:
+        sizes = (self.floor, self.quota, self.ceiling)
+        return ":".join("" if s is None else _written(s) for s in sizes)
+
     def share(self, held: int, capacity: int) -> Share:
         """In bytes, as things stand."""
         return Share(
@@ -39,42 +43,42 @@ class Quota:
         )
 
 
+@dataclass(frozen=True, slots=True)
 class Tenants:
     """The configured tenants; without any, nobody is counted."""
 
-    def __init__(self, quotas: Mapping[str, Quota] | None = None) -> None:
-        self._quotas = dict(quotas or {})
+    quotas: Mapping[str, Quota] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self._quotas)
+        return bool(self.quotas)
 
-    def __repr__(self) -> str:
-        return f"<Tenants: {', '.join(self._quotas) or 'none'}>"
+    def __str__(self) -> str:
+        return ",".join(f"{name}={quota}" for name, quota in self.quotas.items())
 
     def shares(
         self, residencies: Mapping[str, Residency[M]], ledger: Ledger
     ) -> Mapping[str, Share]:
         """Who holds what: everything booked counts, on its way in or out too."""
-        if not self._quotas:
+        if not self.quotas:
             return {}
-        held = dict.fromkeys(self._quotas, 0)
+        held = dict.fromkeys(self.quotas, 0)
         for key, life in residencies.items():
             if life.spec.tenant in held and key in ledger:
                 held[life.spec.tenant] += ledger.size(key)
         return {
             name: quota.share(held[name], ledger.capacity)
-            for name, quota in self._quotas.items()
+            for name, quota in self.quotas.items()
         }
 
     def ceiling(self, tenant: str, capacity: int) -> int | None:
         """The most it may hold; None if nobody said."""
-        quota = self._quotas.get(tenant)
+        quota = self.quotas.get(tenant)
         if quota is None or quota.ceiling is None:
             return None
         return quota.ceiling.of(capacity)
 
 
-def leaving(residencies: Iterable[Residency[M]], ledger: Ledger, tenant: str) -> int:
+def leaving_of(residencies: Iterable[Residency[M]], ledger: Ledger, tenant: str) -> int:
     """Bytes of a tenant that are on their way out."""
     return sum(
         ledger.size(life.spec.key)
@@ -101,6 +105,10 @@ def parse_tenants(value: str | Mapping[str, str]) -> Mapping[str, Quota]:
     if sum(floor.percent for floor in floors if floor.nbytes is None) > 100:
         raise ValueError("the floors of all tenants are more than the whole budget")
     return quotas
+
+
+def _written(size: Budget) -> str:
+    return str(size.nbytes) if size.nbytes is not None else f"{size.percent}%"
 
 
 def _quota(text: str) -> Quota:

@@ -1,7 +1,9 @@
 """The stories in transcripts/: what was asked of the cache, and what it did.
 
-    budget 10            the ledger; other settings: patience S, loads N, waiting N
-    model a 5 [pin]      a model of 5 bytes
+    budget 10            the ledger; other settings: patience S, loads N, waiting N,
+                         idle S
+    shares a=1:2:3       floor, quota and ceiling of tenants
+    model a 5 [pin] [of T]    a model of 5 bytes, of tenant T
     use a [as x] [by S]  take a lease (x names it), with a deadline in S seconds
     drop x               end it            cancel x     the client goes away
     arrive a             a's load ends     fail a KIND  a's load fails
@@ -23,6 +25,7 @@ from eviction.lru import Lru
 from loader.errors import ArtifactRefused, DeviceFull, StoreUnreachable
 from runtime.cache import Bounds, ModelCache
 from runtime.observer import NullObserver
+from runtime.tenants import Tenants, parse_tenants
 from tests.detloop import DetLoop
 from tests.fake_models import FakeLoader, spec_of
 from tests.invariants import check
@@ -43,7 +46,9 @@ class Teller:
         self.loader = FakeLoader()
         self.loader.held = self.loader.hold_unloads = True
         self.specs = {}
-        self.settings = {"budget": 10, "patience": 30, "loads": 4, "waiting": 100}
+        self.settings = {"budget": 10, "patience": 30, "loads": 4, "waiting": 100,
+                         "idle": 0}  # fmt: skip
+        self.tenants = Tenants()
         self.cache: ModelCache | None = None
         self.heard: list[str] = []
         self.tasks: dict[str, asyncio.Task] = {}
@@ -55,7 +60,13 @@ class Teller:
             self.settings[word] = int(rest[0])
             return
         if word == "model":
-            self.specs[rest[0]] = spec_of(rest[0], int(rest[1]), pin="pin" in rest)
+            tenant = rest[rest.index("of") + 1] if "of" in rest else ""
+            self.specs[rest[0]] = spec_of(
+                rest[0], int(rest[1]), pin="pin" in rest, tenant=tenant
+            )
+            return
+        if word == "shares":
+            self.tenants = Tenants(parse_tenants(rest[0]))
             return
         if self.cache is None:
             self.cache = self._open()
@@ -64,9 +75,14 @@ class Teller:
 
     def _open(self) -> ModelCache:
         told = self.settings
-        bounds = Bounds(told["loads"], told["waiting"], told["patience"])
+        bounds = Bounds(told["loads"], told["waiting"], told["patience"], told["idle"])
         return ModelCache(
-            self.loader, Lru(), Ledger(told["budget"]), NullObserver(), bounds
+            self.loader,
+            Lru(),
+            Ledger(told["budget"]),
+            NullObserver(),
+            bounds,
+            tenants=self.tenants,
         )
 
     async def _settle(self) -> None:
