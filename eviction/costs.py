@@ -44,6 +44,16 @@ class Costs:
     def __init__(self, priors: Mapping[str, Cost] = PRIORS) -> None:
         self._believed = dict(priors)
 
+    def believed(self) -> Mapping[str, Cost]:
+        """By tier, as plain data."""
+        return dict(self._believed)
+
+    def believe(self, known: Mapping[str, Cost]) -> None:
+        """What another process had measured; only of tiers we know, if it can be."""
+        for tier, cost in known.items():
+            if tier in self._believed and min(cost.wait, cost.pace) >= 0.0:
+                self._believed[tier] = cost
+
     def told(self, tier: str, nbytes: int, seconds: float) -> None:
         """A load of `nbytes` from `tier` took `seconds`."""
         now = self._believed.get(tier)
