@@ -17,11 +17,14 @@ import structlog
 import torch
 
 from eviction.costs import Costs
+from eviction.history import Remembering
 from eviction.ledger import Ledger
 from eviction.policies import POLICIES
+from eviction.policy import Policy
 from loader.load import Loader
 from loader.model import Model
 from loader.store import Store
+from runtime import access_log, journal
 from runtime.batch import Batcher
 from runtime.budget import Tide, default_reserve
 from runtime.cache import Bounds, ModelCache
@@ -109,12 +112,12 @@ async def composed(
         stack.callback(gauge.close)
         reading = gauge.read()
         share, tide = share_of(settings, reading, device), Tide()
-        now = asyncio.get_running_loop().time()
-        ledger.resize(tide.told(now, share.now(reading)))
+        began = asyncio.get_running_loop().time()
+        ledger.resize(tide.told(began, share.now(reading)))
 
         cache = ModelCache(
             loader,
-            POLICIES[settings.policy](),
+            await stack.enter_async_context(_policy(settings, costs, ledger)),
             ledger,
             observer,
             Bounds(
@@ -153,8 +156,8 @@ async def composed(
             device,
             settings.policy,
         )
-        engine.measured = reading.used
-        engine.tiers, engine.bytes_below = loader.tiers, loader.bytes_below
+        engine.measured, engine.tiers = reading.used, loader.tiers
+        engine.bytes_below = loader.bytes_below
         stack.push_async_callback(engine.drain)
         stack.callback(loader.stop_keeping)
         watching = asyncio.create_task(
@@ -173,6 +176,27 @@ async def composed(
             _prewarmed(settings.prewarm, engine, cache, loader)
         )
         yield engine
+
+
+@contextlib.asynccontextmanager
+async def _policy(
+    settings: Settings, costs: Costs, ledger: Ledger
+) -> AsyncIterator[Policy]:
+    """The policy, with what it knew in its last life, and what listens to it."""
+    policy: Policy = POLICIES[settings.policy]()
+    async with contextlib.AsyncExitStack() as stack:
+        if settings.history:
+            policy = remembering = Remembering(policy)
+            journal.recall(settings.history, remembering, costs, ledger.capacity)
+            kept = journal.kept(settings.history, remembering, costs)
+            await stack.enter_async_context(kept)
+        if settings.access_log:
+            policy = await stack.enter_async_context(
+                access_log.logging(
+                    settings.access_log, settings.access_log_size, policy
+                )
+            )
+        yield policy
 
 
 @contextlib.asynccontextmanager

@@ -19,8 +19,8 @@ from pydantic_settings import (
 from eviction.policies import DEFAULT, POLICIES
 from runtime import logs
 from runtime.budget import Budget, BudgetRefused, parse_budget
-from runtime.tenants import FORM, Tenants, parse_tenants
 from runtime.secrets import HIDDEN, Mask, names_a_secret
+from runtime.tenants import FORM, Tenants, parse_tenants
 
 PREFIX = "HOTSET_"
 
@@ -231,6 +231,25 @@ class Settings(BaseSettings):
         description="Models to load at start, as far as there is room: names with "
         "commas between, or a file with one a line (say ./hot.txt: anything with a "
         "'/'), which is written anew when the server drains. Default: none.",
+    )
+    history: str = Field(
+        "",
+        title="FILE",
+        description="File that keeps what the policy has learnt over a restart; "
+        "written every five minutes and when the server drains. Empty is off. "
+        "Default: off.",
+    )
+    access_log: str = Field(
+        "",
+        title="FILE",
+        description="File that gets a line of CSV for every request: what `hotset "
+        "simulate` and `hotset plan` read. Empty is off. Default: off.",
+    )
+    access_log_size: Bytes = Field(
+        64 << 20,
+        title="SIZE",
+        description="From this size on the file of --access-log becomes FILE.1, in "
+        "the place of an older one ('64MiB'). Default: 64MiB.",
     )
     catalog_ttl: Seconds = Field(
         30.0,

@@ -19,6 +19,9 @@ from runtime.errors import NoRoom, OverQuota, Refused, Thrashing, TooLarge
 from runtime.residency import M, Residency, Stage
 from runtime.tenants import Tenants, leaving_of
 
+WORTH_A_WAY_S = 0.25
+"""A newcomer that would have to wait for less is not sent away, but waits."""
+
 
 @dataclass(eq=False, slots=True)
 class Room(Generic[M]):
@@ -158,15 +161,16 @@ class Room(Generic[M]):
         if not self.spiral.turning or nbytes <= self.ledger.free:
             return None
         there = list(self.may_leave())
-        if not there:
+        ends = [self.spiral.stays_until(life.since, life.load_s) for life in there]
+        stay_away = min(ends, default=now) - now
+        if stay_away < WORTH_A_WAY_S:
             return None
         *theirs, own = self.density(
             [*map(self.candidate, there), self.absent(spec, nbytes)], now
         )
         if own > min(theirs) or not self.spiral.send_away(spec.key):
             return None
-        ends = (self.spiral.stays_until(life.since, life.load_s) for life in there)
-        return max(min(ends) - now, 0.1)
+        return stay_away
 
     def density(self, candidates: Sequence[Candidate], now: float) -> Sequence[float]:
         """What each is worth, as the policy sees it now."""
