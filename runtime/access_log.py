@@ -107,7 +107,7 @@ class AccessLog:
 
 
 @contextlib.asynccontextmanager
-async def logging(path: str, size: int, policy: Policy) -> AsyncIterator[AccessLog]:
+async def kept(path: str, size: int, policy: Policy) -> AsyncIterator[AccessLog]:
     """Written once a second while the block runs, and to the end when it is left."""
     epoch = time.time() - asyncio.get_running_loop().time()
     access = AccessLog(Path(path), size, policy, epoch)

@@ -50,8 +50,8 @@ DEVICE_LOST = 70
 """Exit code after a sticky device error: whoever started us should start us again."""
 
 
-async def serve(settings: Settings) -> int:
-    """Serve until told to stop; gives the exit code."""
+async def serve(settings: Settings, store: Store | None = None) -> int:
+    """Serve until told to stop; gives the exit code. `store`: other than settings'."""
     lost = asyncio.Event()
     counts = Counts(settings.metrics_top)
     release = version("hotset")
@@ -62,7 +62,9 @@ async def serve(settings: Settings) -> int:
         name=settings.server_name,
     )
     async with contextlib.AsyncExitStack() as stack:
-        engine = await stack.enter_async_context(composed(settings, counts, lost.set))
+        engine = await stack.enter_async_context(
+            composed(settings, counts, lost.set, store)
+        )
         app = application(engine, metrics, info)
         http_port = await stack.enter_async_context(
             listening(app, settings.host, settings.http_port)
@@ -192,7 +194,7 @@ async def _policy(
             await stack.enter_async_context(kept)
         if settings.access_log:
             policy = await stack.enter_async_context(
-                access_log.logging(
+                access_log.kept(
                     settings.access_log, settings.access_log_size, policy
                 )
             )
