@@ -151,6 +151,9 @@ def sayable(text: str) -> str:
     A name with a newline or an escape in it must not write log lines or colour the
     terminals of others (CWE-117).
     """
+    # Cut first: a name may be as long as a message, and what follows looks at each of
+    # its characters on the event loop.
+    text = text[:MAX_TEXT]
     if not text.isprintable():
         text = "".join(char if char.isprintable() else "?" for char in text)
     if len(text) > MAX_TEXT // 4:  # no character takes more than 4 bytes

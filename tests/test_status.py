@@ -137,5 +137,24 @@ def test_a_text_is_cut_to_a_kilobyte_between_characters(char):
     assert set(said) == {char}
 
 
+def test_a_text_is_looked_at_no_further_than_it_is_sent():
+    """A name in it may be as long as a message, and the event loop waits meanwhile."""
+    looked = 0
+
+    class Text(str):
+        def __getitem__(self, key):
+            return Text(super().__getitem__(key))
+
+        def __iter__(self):
+            nonlocal looked
+            for char in super().__iter__():
+                looked += 1
+                yield char
+
+    assert sayable(Text("a" * 100_000 + "\n")) == "a" * MAX_TEXT
+    assert sayable(Text("\n" * 100_000)) == "?" * MAX_TEXT
+    assert looked <= MAX_TEXT
+
+
 def test_a_text_of_lone_surrogates_can_still_be_sent():
     assert sayable("\ud800" * 2000).encode()
