@@ -31,6 +31,8 @@ def conform(request: Request, spec: ModelSpec) -> tuple[torch.Tensor, ...]:
             tensor.shape, want.shape
         ):
             raise _misfit(tensor, want, spec)
+        if want.max_shape:
+            _check_limits(tensor, want, spec)
         if want.low is not None or want.high is not None:
             _check_range(tensor, want, spec)
         tensors.append(tensor)
@@ -98,6 +100,16 @@ def _check_outputs(request: Request, spec: ModelSpec) -> None:
         if name not in known:
             raise BadRequest(
                 f"unexpected inference output '{name}' for model '{spec.name}'"
+            )
+
+
+def _check_limits(tensor: torch.Tensor, want: TensorSpec, spec: ModelSpec) -> None:
+    """A table of positions ends somewhere: past it an index is fatal on a device too."""
+    for size, most in zip(tensor.shape, want.max_shape, strict=True):
+        if most != -1 and size > most:
+            raise BadRequest(
+                f"unexpected shape for input '{want.name}' for model '{spec.name}'. "
+                f"Expected at most {_dims(want.max_shape)}, got {_dims(tensor.shape)}"
             )
 
 
