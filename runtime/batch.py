@@ -13,6 +13,7 @@ model starves another. All state is the event loop's; only `forward` runs in a l
 
 import asyncio
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -205,29 +206,41 @@ def forward(model: Model, batch: Sequence[Job]) -> Ended:
     if len(batch) == 1:
         outcomes = [_alone(model, batch[0])]
     else:
-        try:
-            outcomes = _together(model, batch)
-        except Exception:  # noqa: BLE001 - told to those whom it concerns, just below
-            outcomes = [_alone(model, job) for job in batch]
+        # Not in the `except`: there the failed call's tensors would still be held.
+        outcomes = _together(model, batch) or [_alone(model, job) for job in batch]
     return Ended(outcomes, time.perf_counter() - began)
 
 
 def _alone(model: Model, job: Job) -> Tensors | Exception:
     try:
         return _call(model, job.inputs)
-    except torch.OutOfMemoryError:
-        return DeviceFull("the device has no memory left to run this request")
     except LOST:
         raise  # nobody's own fault, and no other call can succeed (runtime/lanes.py)
     except Exception as error:  # noqa: BLE001 - the caller's to hear, not the batch's
+        if _out_of_memory(error):
+            return DeviceFull("the device has no memory left to run this request")
+        # Its traceback holds the forward's frame and so every activation, for as long
+        # as anybody holds the error: in a cycle of frames until the next collection.
+        traceback.clear_frames(error.__traceback__)
         return error
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """The CPU allocator raises a plain RuntimeError; the text is its only sign."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
 def _together(model: Model, batch: Sequence[Job]) -> list[Tensors]:
+    """Each job's outputs; none at all if the call failed."""
     columns = zip(*[job.inputs for job in batch], strict=True)
-    outputs = _call(model, tuple([torch.cat(column) for column in columns]))
     sizes = [job.rows for job in batch]
-    parts = [torch.split(output, sizes) for output in outputs]
+    try:
+        outputs = _call(model, tuple([torch.cat(column) for column in columns]))
+        parts = [torch.split(output, sizes) for output in outputs]
+    except Exception:  # noqa: BLE001 - tried one by one, and then told to each
+        return []
     return [tuple(part) for part in zip(*parts, strict=True)]
 
 

@@ -1,7 +1,9 @@
 """Requests that wait for one model become one call; nobody waits for company."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -151,6 +153,49 @@ async def test_out_of_memory_is_typed_and_tried_in_smaller_calls(bench) -> None:
     assert isinstance(outcomes[0], DeviceFull)
     assert isinstance(outcomes[1], DeviceFull)
     assert outcomes[2] == [4.0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+async def test_a_host_without_memory_is_typed_too(bench, error) -> None:
+    model = Doubler("m", bench.log)
+    model.trouble = [error]
+    with pytest.raises(DeviceFull):
+        await run(bench, model, 1)
+
+
+async def test_a_failed_call_holds_none_of_its_tensors(bench) -> None:
+    """Activations may be gigabytes; a collector that may come late must not be what
+    frees them, and the calls that follow a failed batch need the room at once."""
+    alive: list[weakref.ref] = []
+
+    class Leaky(Doubler):
+        def forward(self, inputs):
+            assert [ref for ref in alive if ref() is not None] == []
+            activation = torch.zeros(1000)
+            alive.append(weakref.ref(activation))
+            return super().forward(inputs)
+
+    model = Leaky("m", bench.log, breaks=2.0)
+    model.gate.clear()
+    tasks = ask(bench, model, 0)
+    await asyncio.to_thread(model.entered.wait, 10)
+    tasks += ask(bench, model, 1, 2, 3)
+    await asyncio.sleep(0)
+    gc.disable()
+    try:
+        model.gate.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(outcomes[2], ValueError)
+        assert len(alive) == 5, "alone, together, and then one by one"
+        assert [ref for ref in alive if ref() is not None] == []
+    finally:
+        gc.enable()
 
 
 async def test_cancelled_while_queued_never_runs(bench) -> None:
