@@ -31,6 +31,8 @@ MANIFEST_LIMIT = 1 << 20
 """Bytes of a model.json at most; a manifest with 100 inputs has about 12 KiB."""
 REMEMBERED = 65536
 """Manifests kept (about 2 KiB each), and unknown names kept."""
+LOOK_BACK = 8
+"""Versions without a model.json that may lie above the latest whole one."""
 
 Name = tuple[str, str]
 """(model, version); an empty version stands for the latest."""
@@ -107,7 +109,8 @@ class Catalog:
         """The versions in the store, ascending; ModelNotFound if there is none."""
         check_names(model)
         folders, objects = await self._store.children(f"{model}/")
-        found = sorted({int(f) for f in folders if f.isdecimal() and f.isascii()})
+        # A folder "007" is none of ours: it could not be asked for as 7.
+        found = sorted({int(folder) for folder in folders if valid_version(folder)})
         if "model.json" in objects and 1 not in found:
             found.insert(0, 1)
         if not found:
@@ -158,13 +161,25 @@ class Catalog:
     async def _read(self, name: Name) -> ModelSpec:
         model, version = name
         check_names(model, version)
-        if not version:
-            version = (await self.versions(model))[-1]
-        spec = await self._manifest(model, version)
+        if version:
+            spec = await self._manifest(model, version)
+        else:
+            spec = await self._latest(model)
         entry = self._entries.get(name)
         if entry is None or entry.spec.key == spec.key:
             return spec
         return spec if await self._replaced(entry.spec, spec) else entry.spec
+
+    async def _latest(self, model: str) -> ModelSpec:
+        """The highest version that is whole: an upload brings its files one by one, and
+        until model.json is there the version before it goes on serving."""
+        versions = await self.versions(model)
+        for version in versions[: -LOOK_BACK - 1 : -1]:
+            try:
+                return await self._manifest(model, version)
+            except ModelNotFound:
+                continue
+        raise ModelNotFound(model)
 
     async def _manifest(self, model: str, version: str) -> ModelSpec:
         folders = [f"{model}/{version}"]

@@ -69,6 +69,43 @@ async def test_a_manifest_alone_is_version_1(store) -> None:
         assert (spec.version, spec.directory) == ("1", "flat")
 
 
+async def test_a_version_without_its_manifest_is_not_there_yet(store) -> None:
+    """Buckets have no rename: a version's files appear one after the other."""
+    catalog = Catalog(store, ttl=0)
+    old = await catalog.find("m")
+    made = tiny_models.files(11)
+    manifest = made.pop("model.json")
+    tiny_models.write(store.folder / "m" / "11", made)
+    await catalog.find("m")
+    await background(catalog)
+    known = catalog.known("m")
+    assert known is not None
+    assert known.key == old.key
+    await background(catalog)
+    assert (await Catalog(store).find("m")).version == "10"
+    with pytest.raises(ModelNotFound, match="version 11"):
+        await catalog.find("m", "11")
+    tiny_models.write(store.folder / "m" / "11", {"model.json": manifest})
+    assert (await Catalog(store).find("m")).version == "11"
+
+
+async def test_a_model_of_unfinished_versions_is_unknown(store) -> None:
+    for version in range(1, 40):
+        (store.folder / "void" / str(version)).mkdir(parents=True)
+        (store.folder / "void" / str(version) / "model.safetensors").touch()
+    with pytest.raises(ModelNotFound, match="'void' is not found"):
+        await Catalog(store).find("void")
+    assert len(store.asked) < 12, "bounded, however many there are"
+
+
+@pytest.mark.parametrize("name", ["0100", "00", "9" * 19, "9" * 200, "1e3"])
+async def test_a_folder_that_is_no_version_is_passed_over(store, name) -> None:
+    tiny_models.linear(store.folder, "m", 7, name)
+    catalog = Catalog(store)
+    assert await catalog.versions("m") == ["1", "2", "10"]
+    assert (await catalog.find("m")).version == "10"
+
+
 async def test_what_is_known_costs_nothing(store) -> None:
     catalog = Catalog(store)
     spec = await catalog.find("m")
