@@ -85,6 +85,14 @@ async def test_metrics_are_read_back_by_prometheus_own_parser(client, counts):
     assert answer.text.endswith("# EOF\n")
 
 
+@pytest.mark.parametrize("version", ["new", "1.x", "\xff", "", "1.0.0;q=x"])
+async def test_a_scraper_may_ask_for_a_version_that_does_not_exist(client, version):
+    asked = {"accept": f"application/openmetrics-text; version={version}".encode()}
+    answer = await client.get("/metrics", headers=asked)
+    assert answer.status_code == 200
+    assert "hotset_requests" in answer.text
+
+
 async def test_the_status_is_a_report(client, engine):
     answer = await client.get("/hotset/status")
     assert answer.headers["content-type"] == "application/json"
