@@ -29,6 +29,7 @@ from loader.errors import (
     StoreUnreachable,
 )
 from runtime.errors import (
+    AnswerTooLarge,
     BackingOff,
     BadRequest,
     DeadlinePassed,
@@ -83,6 +84,8 @@ TABLE: Mapping[type[Exception], Row] = {
     BadRequest: Row(Code.INVALID_ARGUMENT, 400),
     ArtifactRefused: Row(Code.FAILED_PRECONDITION, 422),
     TooLarge: Row(Code.FAILED_PRECONDITION, 422),
+    # The code that grpc itself has for a message over the limit.
+    AnswerTooLarge: Row(Code.RESOURCE_EXHAUSTED, 422),
     NoRoom: Row(Code.RESOURCE_EXHAUSTED, 429, retry=1.0),
     QueueFull: Row(Code.RESOURCE_EXHAUSTED, 429, retry=1.0),
     DeviceFull: Row(Code.RESOURCE_EXHAUSTED, 429, retry=DeviceFull.lasts),

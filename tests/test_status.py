@@ -17,6 +17,7 @@ from loader.errors import (
     StoreUnreachable,
 )
 from runtime.errors import (
+    AnswerTooLarge,
     BackingOff,
     BadRequest,
     DeadlinePassed,
@@ -34,6 +35,7 @@ ROWS = [
     (BadRequest("no"), Code.INVALID_ARGUMENT, 400, None),
     (ArtifactRefused("graph.json", "no"), Code.FAILED_PRECONDITION, 422, None),
     (TooLarge("no"), Code.FAILED_PRECONDITION, 422, None),
+    (AnswerTooLarge("no"), Code.RESOURCE_EXHAUSTED, 422, None),
     (NoRoom("no", retry_after=2.5), Code.RESOURCE_EXHAUSTED, 429, 2.5),
     (NoRoom("no"), Code.RESOURCE_EXHAUSTED, 429, 1.0),
     (QueueFull("no", retry_after=0.0), Code.RESOURCE_EXHAUSTED, 429, 0.0),
