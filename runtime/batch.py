@@ -69,8 +69,11 @@ class Batcher:
         self._max_queued = max_queued
         self._together = together
         self._pace = Pace()
-        self._queues: dict[str, Queue] = {}
-        self._turns: deque[str] = deque()
+        # By identity (a queue holds its model, so no id comes twice): a queue whose jobs
+        # were all cancelled holds no lease. Its model may be gone and loaded anew, under
+        # the same name, before a lane is free, and must not be run for the new one.
+        self._queues: dict[int, Queue] = {}
+        self._turns: deque[int] = deque()
         self.queued = 0
 
     async def run(
@@ -119,7 +122,7 @@ class Batcher:
         self._witness(model, batch, ended.seconds)
 
     def _put(self, model: Model, job: Job) -> None:
-        key = model.spec.key
+        key = id(model)
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = Queue(model, deque())

@@ -211,6 +211,24 @@ async def test_cancelled_while_queued_never_runs(bench) -> None:
     assert bench.batcher.queued == 0
 
 
+async def test_a_model_that_came_back_is_not_run_in_its_former_life(bench) -> None:
+    """Everybody who waited for a model gave up while the lane was busy; their leases
+    are over, it was evicted, and loaded again for the next one who asks."""
+    busy, first = await held_up(bench, "busy")
+    former = Doubler("m", bench.log)
+    former.trouble = [AssertionError("its weights are somebody else's by now")]
+    (gone,) = ask(bench, former, 1)
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    (stays,) = ask(bench, Doubler("m", bench.log), 2)
+    await asyncio.sleep(0)
+    busy.gate.set()
+    assert await stays == [4.0]
+    await first
+    assert bench.batcher.queued == 0
+
+
 async def test_cancelled_while_running_waits_for_the_lane(bench) -> None:
     model, first = await held_up(bench)
     first.cancel()
