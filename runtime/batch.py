@@ -69,9 +69,8 @@ class Batcher:
         self._max_queued = max_queued
         self._together = together
         self._pace = Pace()
-        # By identity (a queue holds its model, so no id comes twice): a queue whose jobs
-        # were all cancelled holds no lease. Its model may be gone and loaded anew, under
-        # the same name, before a lane is free, and must not be run for the new one.
+        # By identity and not by name: a job runs in the life of its model that it has
+        # a lease on, and no other. (A queue holds its model: no id comes twice.)
         self._queues: dict[int, Queue] = {}
         self._turns: deque[int] = deque()
         self.queued = 0
@@ -102,8 +101,8 @@ class Batcher:
         except asyncio.CancelledError:
             if job.running:
                 await settled(job.done)
-            else:
-                job.done.cancel()
+            elif not job.done.done():
+                self._withdraw(id(model), job)
             raise
 
     def _here(self, model: Model, job: Job) -> Tensors:
@@ -130,6 +129,16 @@ class Batcher:
         queue.jobs.append(job)
         self.queued += 1
 
+    def _withdraw(self, key: int, job: Job) -> None:
+        """Nobody waits for this job: its tensors go now, its lease does too. Were it
+        left until a lane is free, the dead could fill the queue against the living."""
+        queue = self._queues[key]
+        queue.jobs.remove(job)
+        self.queued -= 1
+        if not queue.jobs:
+            del self._queues[key]
+            self._turns.remove(key)
+
     def _start(self) -> None:
         """Give each free lane the next model's batch."""
         while self._turns and self._lanes.free:
@@ -150,9 +159,7 @@ class Batcher:
         rows, now = 0, asyncio.get_running_loop().time()
         while queue.jobs:
             job = queue.jobs[0]
-            if job.done.done():  # cancelled while it waited
-                pass
-            elif job.deadline is not None and job.deadline <= now:
+            if job.deadline is not None and job.deadline <= now:
                 job.done.set_exception(
                     DeadlinePassed("the deadline passed while the request waited")
                 )

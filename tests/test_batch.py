@@ -229,6 +229,32 @@ async def test_a_model_that_came_back_is_not_run_in_its_former_life(bench) -> No
     assert bench.batcher.queued == 0
 
 
+async def test_who_gave_up_takes_no_place_in_the_queue(bench) -> None:
+    """Short deadlines and a busy device: the dead must not fill the queue."""
+    model, first = await held_up(bench)
+    for _ in range(3):
+        wave = ask(bench, model, *range(10))
+        await asyncio.sleep(0)
+        tensors = [weakref.ref(job.inputs[0]) for job in queued(bench)]
+        assert len(tensors) == bench.batcher.queued == 10
+        for task in wave:
+            task.cancel()
+        await asyncio.wait(wave)
+        del wave, task
+        assert bench.batcher.queued == 0
+        assert [ref for ref in tensors if ref() is not None] == []
+    (stays,) = ask(bench, model, 4)
+    await asyncio.sleep(0)
+    model.gate.set()
+    assert await stays == [8.0]
+    await first
+    assert bench.log == [("m", [0.0]), ("m", [4.0])]
+
+
+def queued(bench):
+    return [job for queue in bench.batcher._queues.values() for job in queue.jobs]
+
+
 async def test_cancelled_while_running_waits_for_the_lane(bench) -> None:
     model, first = await held_up(bench)
     first.cancel()
