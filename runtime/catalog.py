@@ -74,7 +74,9 @@ class Catalog:
         self._replaced = replaced
         self._clock = asyncio.get_running_loop().time
         self._entries: LRUCache[Name, Entry] = LRUCache(REMEMBERED)
-        self._unknown: TTLCache[Name, ModelNotFound] = TTLCache(
+        # Names and not errors: a raised error holds the frames, and with them the
+        # message, of the call that met it.
+        self._unknown: TTLCache[Name, Name] = TTLCache(
             REMEMBERED, unknown_ttl, timer=self._clock
         )
         self._flights: dict[Name, asyncio.Task[ModelSpec]] = {}
@@ -97,7 +99,7 @@ class Catalog:
         name = (model, version)
         unknown = self._unknown.get(name)
         if unknown is not None:
-            raise unknown.with_traceback(None)
+            raise ModelNotFound(*unknown)
         flight = self._flights.get(name) or self._fly(name)
         # Not awaited directly: our cancellation must not end the others' look-up.
         await asyncio.wait((flight,))
@@ -151,7 +153,7 @@ class Catalog:
             self._entries[name] = Entry(task.result(), self._clock())
         elif isinstance(error, ModelNotFound):
             self._entries.pop(name, None)
-            self._unknown[name] = error
+            self._unknown[name] = error.model, error.version
         elif name in self._entries:
             # Served on from what we know; asked again after another ttl.
             self._entries[name].read_at = self._clock()

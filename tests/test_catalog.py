@@ -1,6 +1,8 @@
 """Which models exist: found on demand, believed for a while, read again in the back."""
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,30 @@ async def test_the_unknown_is_remembered_for_a_while(store, version) -> None:
             await soon.find("nope")
     tiny_models.linear(store.folder, "nope")
     assert (await soon.find("nope")).name == "nope"
+
+
+@pytest.mark.parametrize("version", ["", "7"])
+async def test_the_unknown_holds_no_call_that_asked_for_it(store, version) -> None:
+    class Message:
+        """What a call brought along; 64 MiB of it, maybe."""
+
+    catalog = Catalog(store, unknown_ttl=1000)
+    held: list[weakref.ref] = []
+
+    async def call() -> str:
+        message = Message()
+        held.append(weakref.ref(message))
+        try:
+            await catalog.find("nope", version)
+        except ModelNotFound as error:
+            return error.message
+        return ""
+
+    texts = {await call() for _ in range(3)}
+    gc.collect()
+    assert [ref for ref in held if ref() is not None] == []
+    assert len(texts) == 1
+    assert "'nope'" in texts.pop()
 
 
 @pytest.mark.parametrize(
