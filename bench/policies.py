@@ -102,7 +102,7 @@ def measure(scope: Scope, with_bounds: bool) -> Report:
         if "servegen" in scope.families:
             judge_waits(scope, report, progress)
             if with_bounds:
-                judge_gap(scope, report, progress)
+                judge_gap(report, progress)
     judge_speed(report)
     return report
 

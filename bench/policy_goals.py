@@ -3,8 +3,12 @@
 Owns: numbers and comparisons. Must not: choose parameters.
 """
 
+import hashlib
+import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.progress import Progress
 
@@ -19,12 +23,19 @@ from bench.policy_report import (
     relative,
 )
 from bench.policy_speed import speed
+from eviction.simulate.bounds import linear_bound
 from eviction.simulate.trace import Trace
 from eviction.simulate.waits import Machine, Waits, simulate_waits
-from runtime.simulate import Job, budget_of, policy_named, run
+from runtime.simulate import Cell, budget_of, policy_named
 
 GOALS = {"servegen": 0.55, "zipf-drift": 0.63}
 """Missed cost relative to LRU's at 10 %, mean over the seeds."""
+
+STATED = ("servegen", "zipf", "zipf-drift")
+"""The traces the goals speak of, as far as they can be had; the others are harsher."""
+
+BOUNDS = Path(__file__).parent / "results" / "policies-lp.json"
+"""LP bounds by digest of what they bound: minutes each, and they never change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +60,18 @@ def judge_ratios(scope: Scope, report: Report) -> None:
         if family in GOALS:
             name = f"cost_vs_lru.{family}.10%"
             report.at_most(name, statistics.mean(ratios), GOALS[family])
+    stated = tuple(f for f in scope.families if f in STATED)
+    _never_lose(scope, report, stated, "never_lose")
+    if stated != scope.families:
+        _never_lose(scope, report, scope.families, "never_lose_all_families")
+
+
+def _never_lose(
+    scope: Scope, report: Report, families: Sequence[str], name: str
+) -> None:
+    """The worst cell against LRU, and against the best single policy there."""
     worst_lru = worst_best = 0.0
-    for family in scope.families:
+    for family in families:
         for share in scope.shares:
             mean = {
                 p: statistics.mean(relative(report, family, p, share)) for p in OURS
@@ -58,23 +79,43 @@ def judge_ratios(scope: Scope, report: Report) -> None:
             best = min(v for p, v in mean.items() if p != DEFAULT)
             worst_lru = max(worst_lru, mean[DEFAULT])
             worst_best = max(worst_best, mean[DEFAULT] / best)
-    report.at_most("never_lose.worst_vs_lru", worst_lru, 0.98)
-    report.at_most("never_lose.worst_vs_best_single", worst_best, 1.02)
+    report.at_most(f"{name}.worst_vs_lru", worst_lru, 0.98)
+    report.at_most(f"{name}.worst_vs_best_single", worst_best, 1.02)
 
 
-def judge_gap(scope: Scope, report: Report, progress: Progress) -> None:
+def judge_gap(report: Report, progress: Progress) -> None:
     """Goal 2: the share of the way from plain LRU to the LP bound, seed 0, 10 %."""
-    for family in ("servegen", "zipf-drift"):
+    for family in GOALS:
         trace = FAMILIES[family](0)
         bar = progress.add_task(f"LP bound, {family} (minutes)", total=None)
-        [cell] = run(trace, [Job("lp", 0.10, budget_of(trace, 0.10))], 1)
+        bound = known_bound(trace, budget_of(trace, 0.10))
         progress.remove_task(bar)
-        report.cells.append(as_row(family, 0, trace, cell))
+        report.cells.append(
+            as_row(family, 0, trace, Cell("lp", 0.10, 0, bound, None, 0.0))
+        )
         plain = cost_of(report, family, "lru-plain", 0.10)[0]
         ours = cost_of(report, family, DEFAULT, 0.10)[0]
-        closed = (plain - ours) / (plain - cell.missed_cost)
+        closed = (plain - ours) / (plain - bound)
         report.at_least(f"gap_closed.{family}.10%", closed, 0.65)
         report.at_least(f"gap_closed_stretch.{family}.10%", closed, 0.75)
+
+
+def known_bound(trace: Trace, budget: int) -> float:
+    """The LP bound, from the file beside the results if it was ever computed."""
+    digest = hashlib.sha256(
+        json.dumps(
+            [budget, *map(list, (trace.ids, trace.nbytes, trace.reload_s))]
+        ).encode()
+    ).hexdigest()
+    try:
+        known = json.loads(BOUNDS.read_text())
+    except FileNotFoundError:
+        known = {}
+    if digest not in known:
+        known[digest] = {"trace": repr(trace), "seconds": linear_bound(trace, budget)}
+        BOUNDS.parent.mkdir(parents=True, exist_ok=True)
+        BOUNDS.write_text(json.dumps(known, indent=1) + "\n")
+    return float(known[digest]["seconds"])
 
 
 def judge_waits(scope: Scope, report: Report, progress: Progress) -> None:

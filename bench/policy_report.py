@@ -110,7 +110,11 @@ def draw(
     columns = 4
     lines = -(-len(families) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(4 * columns, 3.4 * lines), squeeze=False
+        lines,
+        columns,
+        figsize=(4 * columns, 3.4 * lines),
+        squeeze=False,
+        layout="constrained",
     )
     for axis, family in zip(axes.flat, families, strict=False):
         for policy in (*OURS, "belady-cost"):
@@ -129,9 +133,9 @@ def draw(
         axis.set(title=family, xscale="log", ylim=(0, 1.3))
         axis.set_xticks([100 * share for share in shares])
         axis.set_xticklabels([f"{100 * share:g} %" for share in shares])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=7)
     figure.supxlabel("cache, share of all bytes")
     figure.supylabel("seconds of loading, LRU = 1")
-    figure.tight_layout()
     figure.savefig(path, dpi=110)

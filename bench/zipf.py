@@ -41,9 +41,6 @@ EPILOG = """examples:
 
 alpha says how uneven the popularities are: 0 is even, 1 is the usual web traffic."""
 
-OVER_THE_SOCKET = 20
-"""Percent of the bytes that the server process may hold."""
-
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -163,6 +160,21 @@ async def over_a_socket(
     return met["hit"] / met.total(), found.rate
 
 
+def over_the_socket(budgets: Sequence[int]) -> int:
+    """The budget of the server process: the middle one."""
+    return sorted(budgets)[len(budgets) // 2]
+
+
+def check_fits(plan: Plan, percent: int) -> None:
+    """Every model must fit alone, or its requests are refused and not measured."""
+    largest = max(model.nbytes for model in plan.fleet)
+    if largest > plan.budget(percent):
+        raise SystemExit(
+            f"{percent} % of {len(plan.fleet)} models is less than the largest of "
+            "them: take more models or a larger budget"
+        )
+
+
 def counted(
     names: Sequence[str], progress: Progress, bar: TaskID, step: int = 200
 ) -> Iterator[str]:
@@ -189,6 +201,7 @@ def measure(options: argparse.Namespace) -> tuple[Plan, list[Cell], dict[str, fl
         names = [model.name for model in stored]
         stream = zipf(names, options.alpha, options.requests, options.seed)
         plan = Plan(place / "store", stored, stream, options.callers)
+        check_fits(plan, min(budgets))
         for policy in policies:
             for percent in budgets:
                 bar = progress.add_task(f"{policy} {percent} %", total=len(stream))
@@ -198,7 +211,7 @@ def measure(options: argparse.Namespace) -> tuple[Plan, list[Cell], dict[str, fl
         command = hotset(
             plan.store,
             *("--policy", policies[-1]),
-            *("--budget", str(plan.budget(OVER_THE_SOCKET))),
+            *("--budget", str(plan.budget(over_the_socket(budgets)))),
         )
         bar = progress.add_task("over a socket", total=len(stream))
         with servers([("hotset", command)], place) as (server,):
@@ -278,7 +291,8 @@ def read_options() -> argparse.Namespace:
         "--policies",
         default="lru,gdsf",
         metavar="NAMES",
-        help=f"of {', '.join(POLICIES)}; the last one also goes over the socket. "
+        help=f"of {', '.join(POLICIES)}; the last one also goes over the socket, "
+        "under the middle budget. "
         "Default: lru,gdsf",
     )
     command.add_argument(
@@ -320,7 +334,7 @@ def main() -> None:
             "cells": [seen.shown() for seen in cells],
             "socket": {
                 "policy": options.policies[-1],
-                "budget_percent": OVER_THE_SOCKET,
+                "budget_percent": over_the_socket(options.budgets),
                 **socket,
             },
         },

@@ -97,10 +97,10 @@ def _check_layers(
         raise ValueError("a recurrent layer takes [batch, step, value] and its states")
     rows = input.shape[0 if batch_first else 1]
     width, size = input.shape[2], states[0].shape[2]
-    wanted = [(layers * ways, rows, size)] * len(states)
+    wanted: list[tuple[int, ...]] = [(layers * ways, rows, size)] * len(states)
     for layer in range(layers):
         inner = size * ways if layer else width
-        one = [(gates * size, inner), (gates * size, size)]
+        one: list[tuple[int, ...]] = [(gates * size, inner), (gates * size, size)]
         one += [(gates * size,)] * 2 if biases else []
         wanted += one * ways
     found = [*states, *params]

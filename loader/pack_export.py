@@ -4,6 +4,9 @@ Owns: the export, and what it tells of inputs, outputs and weights. Must not: wr
 files (loader/pack_write.py).
 """
 
+import os
+import re
+import traceback
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +24,10 @@ from loader.pack_normalise import normalise
 from loader.pack_original import Original, serving
 from loader.pack_program import read_program, tensor_spec
 from loader.pack_trial import Trial, trials
+
+_NOISE = re.compile(
+    r" (?=For more information|The error above|consider using data-dependent)"
+)
 
 MIN_ROWS = 2
 """torch.export takes a batch of one for the constant 1."""
@@ -121,12 +128,25 @@ def _traced(
                 original.module, args, kwargs, dynamic_shapes=original.shapes(dims)
             )
         except Exception as error:  # tracing runs the owner's code
-            text, *_ = " ".join(str(error).split()).split(" For more information")
+            text, *_ = _NOISE.split(" ".join(str(error).split()))
             raise PackRefused(
-                f"torch.export cannot trace the module: {text[:400]} (the sizes of "
-                "free dimensions must not be fixed, nor may Python decide by a "
-                "tensor's values)"
+                f"torch.export cannot trace the module{_line(error)}: {text[:400]} "
+                "(the sizes of free dimensions must not be fixed, nor may Python "
+                "decide by a tensor's values)"
             ) from error
+
+
+def _line(error: BaseException) -> str:
+    """The last line that is not torch's: where the owner has to look."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [
+        frame
+        for frame in frames
+        if f"{os.sep}torch{os.sep}" not in frame.filename and frame.filename != __file__
+    ]
+    if not theirs:
+        return ""
+    return f" ({os.path.basename(theirs[-1].filename)}, line {theirs[-1].lineno})"
 
 
 def exported(

@@ -60,7 +60,7 @@ class Nodes:
         """The value of a call, new or known. `given`: arguments by name."""
         known = signature(op)
         if known is None:
-            return Problem(f"the graph format has no op for {op}", at)
+            return Problem(f"the graph format has no op for {op}: use others", at)
         for problem in _problems([*given.values()]):
             return problem
         args: list[Json] = []

@@ -33,6 +33,13 @@ def serving() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
+_BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+
+
+def _params(module: nn.Module) -> list[inspect.Parameter]:
+    return list(inspect.signature(module.forward).parameters.values())
+
+
 @dataclass(frozen=True, slots=True)
 class Original:
     """A module, the names of its inputs, and whether they are its forward's own."""
@@ -44,12 +51,19 @@ class Original:
     @classmethod
     def of(cls, module: nn.Module, names: Sequence[str]) -> "Original":
         """By name if `forward` has parameters of these names, else in order."""
-        params = inspect.signature(module.forward).parameters
-        return cls(module, tuple(names), params.keys() >= set(names))
+        known = {param.name for param in _params(module) if param.kind in _BY_NAME}
+        return cls(module, tuple(names), known.issuperset(names))
 
-    def shapes(self, dims: Mapping[str, T]) -> Mapping[str, object] | tuple[T, ...]:
+    def shapes(self, dims: dict[str, T]) -> dict[str, T] | tuple[object, ...]:
         """Something for each input, laid out as torch.export wants it beside them."""
-        return dims if self.by_name else tuple(dims.values())
+        if self.by_name:
+            return dims
+        ordered = tuple(dims.values())
+        kinds = [param.kind for param in _params(self.module)]
+        if inspect.Parameter.VAR_POSITIONAL not in kinds:
+            return ordered
+        plain = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+        return (*ordered[:plain], ordered[plain:])
 
     def arguments(
         self, inputs: Sequence[torch.Tensor]
@@ -64,7 +78,10 @@ class Original:
         inputs: Sequence[torch.Tensor],
         weights: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """The outputs by name, with other weights than its own if given."""
+        """The outputs by name, with other weights than its own if given.
+
+        Of a tied weight only one name may be among them.
+        """
         args, kwargs = self.arguments(inputs)
         with serving():
             if weights is None:

@@ -62,7 +62,10 @@ def at(node: fx.Node) -> str:
 def _alias(_: Nodes, call: Call) -> Json:
     """A value by another name, unless it would be drawn at random."""
     if call.given.get("train") is True:
-        return Problem(f"{call.op} drops at random: call eval() first", at(call.node))
+        return Problem(
+            f"{call.op} drops at random although the module serves; it must heed eval",
+            at(call.node),
+        )
     return next(iter(call.given.values()))
 
 

@@ -78,7 +78,8 @@ def write(
         WEIGHTS: data,
         MANIFEST: write_manifest(spec),
     }
-    apart = _appear(files, final, exported, weights)
+    own = None if weights is None else _in_module(exported, chosen)
+    apart = _appear(files, final, exported, own)
     return Packed(final, spec, apart)
 
 
@@ -112,6 +113,16 @@ def _chosen(
         if second in given and not torch.equal(given[second], chosen[first]):
             raise PackRefused(f"weights '{first}' and '{second}' are one, yet differ")
     return chosen
+
+
+def _in_module(
+    exported: Exported, chosen: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Those the module knows by name; constants of its code have none."""
+    module = exported.original.module
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    names |= {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    return {name: tensor for name, tensor in chosen.items() if name in names}
 
 
 def _appear(

@@ -9,6 +9,7 @@ well as the platforms' own; they never appear in an error or a repr.
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ RETRIES: "RetryConfig" = {
 PATIENCE = 20.0
 """Seconds for a small object or a listing, retries included. A store that sends a byte
 now and then never runs into the time limit of a read."""
+
+DENIALS = (faults.PermissionDeniedError, faults.UnauthenticatedError)
+DENIED_LISTING = re.compile(r"status code: 40[13]\b")
+"""obstore says of a listing that was refused no more than this, in its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,9 +180,11 @@ def translated() -> Iterator[None]:
         raise Missing from error
     except faults.PreconditionError as error:
         raise Changed from error
-    except (faults.PermissionDeniedError, faults.UnauthenticatedError) as error:
-        raise StoreDenied("the model store refused the server's credentials") from error
     except (faults.BaseError, OSError) as error:
+        if isinstance(error, DENIALS) or DENIED_LISTING.search(str(error)):
+            raise StoreDenied(
+                "the model store refused the server's credentials"
+            ) from error
         raise StoreUnreachable("the model store could not be read") from error
 
 

@@ -4,6 +4,8 @@ import pytest
 import structlog
 import torch
 
+from tests.object_store import azure, azurite_server, s3, seaweed_server  # noqa: F401
+
 torch.set_num_threads(1)
 
 

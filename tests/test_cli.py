@@ -461,6 +461,27 @@ def test_pack_says_what_is_missing(run, models, arguments, code, says):
     assert not (models / "store").exists()
 
 
+def test_pack_takes_a_hugging_face_directory(run, models):
+    transformers = pytest.importorskip("transformers", reason="the extra [hf]")
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(vocab_size=90, intermediate_size=32, **small)
+    transformers.BertModel(config).save_pretrained("minibert")
+    code, _, err = run("pack", "minibert", "--out", "store")
+    assert code == 2
+    assert "needs --task, one of feature-extraction" in err
+    code, _, err = run("pack", "minibert", "--out", "store", "--task", "poetry")
+    assert code == 2
+    task = ("--task", "feature-extraction")
+    code, _, err = run("pack", "minibert", "--out", "store", *task, "--range", "a=0:1")
+    assert code == 2
+    assert "with --task the inputs" in err
+    code, out, err = run("pack", "minibert", "--out", "store", *task)
+    assert (code, err) == (0, "")
+    assert re.search(r"packed +minibert version 1", out)
+    spec = json.loads((models / "store/minibert/1/model.json").read_text())
+    assert spec["inputs"][0]["range"] == [0, 89]
+
+
 def test_ls_of_a_store_tells_sizes_versions_and_what_is_broken(run, tmp_path):
     tiny_models.linear(tmp_path, "b")
     tiny_models.linear(tmp_path, "a")

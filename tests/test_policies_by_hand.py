@@ -257,3 +257,17 @@ def test_the_tournament_follows_whoever_pays_least() -> None:
 def test_the_default_is_among_the_named() -> None:
     assert DEFAULT in POLICIES
     assert set(POLICIES) >= {"lru", "gds", "gdsf", "rate", "lhd", "tournament"}
+
+
+@pytest.mark.parametrize("make", [Rate, Lhd, Blend, Gdsf])
+def test_who_is_gone_for_very_long_is_dropped_and_residents_never(make) -> None:
+    policy = make()
+    for model in ("resident", "gone"):
+        policy.on_request(model, 0.0, False)
+        policy.on_load(model, 1000, 1.0, 0.0)
+    policy.on_evict("gone", 0.0)
+    for i in range(12_000):
+        policy.on_request(f"m{i % 3}", float(i), False)
+    known = policy._known
+    assert "resident" in known
+    assert "gone" not in known

@@ -213,3 +213,25 @@ def test_libcachesim_agrees(name: str, unit_cost: Trace) -> None:
         }[name]
         counted = replay(unit_cost, ours(), budget).misses
         assert counted == pytest.approx(theirs, rel=0.01)
+
+
+def test_times_and_ids_are_pairs_and_a_trace_reads_as_a_sentence() -> None:
+    with pytest.raises(TraceRefused, match="2 times for 1 requests"):
+        Trace("t", [0.0, 1.0], [0], ["a"], [1], [1.0])
+    trace = trace_of([0, 0, 1], [2**29, 2**29], [1.0, 1.0])
+    assert repr(trace) == "<Trace t: 3 requests for 2 models, 1.0 GiB>"
+    assert len(trace.head(2)) == 2
+    assert trace.head(2).names == trace.names
+
+
+def test_what_is_larger_than_the_budget_is_refused_at_once() -> None:
+    waits = simulate_waits(trace_of([0, 1], [5, 50], [1.0, 1.0]), Lru(), Machine(10))
+    assert (waits.refused, list(waits.seconds), waits.loading_s) == (1, [1.0], 1.0)
+
+
+def test_a_wanted_model_stays_in_the_host_tier_while_it_waits_for_room() -> None:
+    trace = trace_of([0, 1, 0], [6, 6], [4.0, 4.0], 4.5)
+    machine = Machine(6, run_s=3.0, near_bytes=6, near_s=(0.5, 0.5))
+    # 1 comes at 4.5, waits for 0's run until 7, loads until 11 and runs until 14.
+    # 0 comes back at 9 and has the host tier's 0.5 s to wait after that.
+    assert list(simulate_waits(trace, Lru(), machine).seconds) == [4.0, 6.5, 5.5]

@@ -39,7 +39,8 @@ def pack(
         typer.Argument(
             metavar="SOURCE",
             help="module:factory (a function that gives an nn.Module, or the module "
-            "and its example inputs by name), or a .pt2 file of your own.",
+            "and its example inputs by name), a .pt2 file of your own, or (with "
+            "--task) a Hugging Face directory.",
         ),
     ],
     out: Annotated[
@@ -51,6 +52,14 @@ def pack(
     ] = "",
     version: Annotated[str, typer.Option(help="Its version, a number.")] = "1",
     example: Annotated[str, typer.Option(metavar="JSON", help=EXAMPLE)] = "",
+    task: Annotated[
+        str,
+        typer.Option(
+            metavar="TASK",
+            help="What a Hugging Face directory is for: feature-extraction (mean of "
+            "the tokens, normalised) or sequence-classification.",
+        ),
+    ] = "",
     outputs: Annotated[
         list[str] | None,
         typer.Option("--output", metavar="NAME", help="Name an output. Repeat."),
@@ -107,6 +116,8 @@ def pack(
 
         hotset pack nets:bert --out ./store --dynamic ids=1 --example '{"ids": [[1]]}'
 
+        hotset pack ./MiniLM --task feature-extraction --name minilm --out ./store
+
     Pack only what is yours: a factory and a .pt2 both run code when they are loaded.
     """
     name = name or default_name(source)
@@ -134,7 +145,7 @@ def pack(
     console = Console()
     try:
         with quiet(), console.status("exporting") as status:
-            found = _exported(source, example, wishes)
+            found = _exported(source, example, task, wishes)
             status.update("writing, reading back, comparing")
             packed = placed(out, written)
     except PackRefused as error:
@@ -142,8 +153,10 @@ def pack(
     console.print(_told(packed, found, out))
 
 
-def _exported(source: str, example: str, wishes: Wishes) -> Exported:
+def _exported(source: str, example: str, task: str, wishes: Wishes) -> Exported:
     """The architecture that the source has."""
+    if task or Path(source).is_dir():
+        return _from_hugging_face(source, example, task, wishes)
     if source.endswith(".pt2"):
         if not Path(source).is_file():
             raise Failed(f"{source}: there is no such file")
@@ -170,6 +183,23 @@ def _exported(source: str, example: str, wishes: Wishes) -> Exported:
     )
 
 
+def _from_hugging_face(
+    source: str, example: str, task: str, wishes: Wishes
+) -> Exported:
+    from loader.pack_hf import TASKS, export_hf  # the extra [hf]
+
+    if task not in TASKS:
+        raise typer.BadParameter(
+            f"a Hugging Face directory needs --task, one of {', '.join(TASKS)}"
+        )
+    if example or wishes.dynamic or wishes.outputs or wishes.ranges or wishes.limits:
+        raise typer.BadParameter(
+            "with --task the inputs, outputs, their ranges and sizes are known: leave "
+            "out --example, --output, --dynamic, --range and --limit"
+        )
+    return export_hf(source, task, max_batch_size=wishes.max_batch_size)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without torch's log: what it says of a failure is in the exception as well."""
@@ -185,6 +215,8 @@ def default_name(source: str) -> str:
     """What a model is called if nobody says: the factory, or the file."""
     if source.endswith(".pt2"):
         return Path(source).stem
+    if Path(source).is_dir():
+        return Path(source).resolve().name
     return source.rpartition(":")[2]
 
 
