@@ -124,4 +124,9 @@ class _Border:
         self._on_end(self._method, status.code)
         details = status.details
         trailing = () if details is None else ((DETAILS_KEY, details),)
-        await context.abort(_CODES[status.code], status.text, trailing)
+        try:
+            await context.abort(_CODES[status.code], status.text, trailing)
+        except grpc.aio.InternalError:
+            # The call ended first, as it does when its deadline is also what failed
+            # inside. Nobody is there to be told, and grpc would log it as our error.
+            raise asyncio.CancelledError from None

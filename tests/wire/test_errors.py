@@ -1,8 +1,10 @@
 """What a caller is told: every row of the table over a socket, and what it never is."""
 
+import asyncio
 import random
 import re
 import string
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -27,6 +29,7 @@ from runtime.errors import (
     QueueFull,
     TooLarge,
 )
+from runtime.interceptor import ErrorBorder
 
 SERVICE = "/inference.GRPCInferenceService"
 
@@ -342,3 +345,24 @@ async def test_an_error_that_is_remembered_remembers_no_call(stub, engine, refus
         stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="linear"))
     )
     assert kept.__traceback__ is None
+
+
+async def test_whom_nobody_can_tell_any_more_is_no_error_of_ours():
+    """grpc finds out in the very moment we answer; its error is not about us."""
+
+    class Gone:
+        async def abort(self, code, text, trailing):
+            raise grpc._cython.cygrpc.ExecuteBatchError("the call is over")
+
+    async def late(request, call):
+        raise DeadlinePassed("the deadline passed while the request waited")
+
+    async def method(details):
+        return grpc.unary_unary_rpc_method_handler(late, bytes, bytes)
+
+    ended = []
+    border = ErrorBorder(lambda method, code: ended.append(code.name))
+    handler = await border.intercept_service(method, SimpleNamespace(method="/a/B"))
+    with pytest.raises(asyncio.CancelledError):
+        await handler.unary_unary(b"", Gone())
+    assert ended == ["DEADLINE_EXCEEDED"]
