@@ -103,7 +103,7 @@ def _check_outputs(request: Request, spec: ModelSpec) -> None:
 
 def _check_bounds(tensor: torch.Tensor, want: TensorSpec, spec: ModelSpec) -> None:
     """What indexes a table, by its value or by its place, must not reach past it."""
-    # Not strict: an empty max_shape bounds nothing.
+    # Empty if no dimension has a bound; else one for each (loader/manifest.py).
     for size, most in zip(tensor.shape, want.max_shape, strict=False):
         if most != -1 and size > most:
             raise BadRequest(
