@@ -325,3 +325,20 @@ async def test_500_failing_requests_tell_nothing_about_us(stub, engine, refused)
 @pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: type(cause).__name__)
 def test_the_oracle_would_see_each_cause(cause):
     assert LEAKS.search(f"{cause!r}")
+
+
+async def test_an_error_that_is_remembered_remembers_no_call(stub, engine, refused):
+    """Unknown names and failed loads are raised again and again from memory: with the
+    last call's frames they would hold its message, which may be 64 MiB."""
+    cause = ValueError("deep")
+    kept = StoreUnreachable("the model store could not be read")
+    kept.__cause__ = cause
+    engine.errors["linear"] = kept
+    for _ in range(2):
+        told = await refused(stub.ModelInfer(predict()))
+        assert told.code() is grpc.StatusCode.UNAVAILABLE
+        assert kept.__traceback__ is None
+    await refused(
+        stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="linear"))
+    )
+    assert kept.__traceback__ is None
