@@ -13,6 +13,7 @@ from cachetools import LRUCache
 from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
 from loader.manifest import ModelSpec
+from loader.spool import Spool
 from loader.store import Missing, Store
 from loader.threads import to_its_end
 
@@ -26,10 +27,12 @@ class GraphShelf:
         device: torch.device,
         executor: Executor,
         capacity: int = 256,
+        spool: Spool | None = None,
     ) -> None:
         self._store = store
         self._device = device
         self._executor = executor
+        self._spool = spool
         self._read: LRUCache[str, Graph] = LRUCache(capacity)
         self._coming: dict[str, asyncio.Task[Graph]] = {}
 
@@ -49,6 +52,22 @@ class GraphShelf:
 
     async def _bring(self, spec: ModelSpec) -> Graph:
         place = spec.graph.name
+        data = await self._from_disk(spec)
+        if data is None:
+            data = await self._from_store(spec, place)
+        return await to_its_end(self._executor, read_graph, data, self._device)
+
+    async def _from_disk(self, spec: ModelSpec) -> bytes | None:
+        spool, file = self._spool, spec.graph
+        if spool is None:
+            return None
+        data = await to_its_end(self._executor, spool.read, file.sha256, file.size)
+        if data is None or hashlib.sha256(data).hexdigest() == file.sha256:
+            return data
+        await to_its_end(self._executor, spool.discard, file.sha256)
+        return None
+
+    async def _from_store(self, spec: ModelSpec, place: str) -> bytes:
         try:
             data = await self._store.small(f"{spec.directory}/{place}")
         except Missing as error:
@@ -57,7 +76,9 @@ class GraphShelf:
             raise ArtifactRefused(place, str(error)) from error
         if hashlib.sha256(data).hexdigest() != spec.graph.sha256:
             raise ArtifactRefused(place, "its SHA-256 is not the one in model.json")
-        return await to_its_end(self._executor, read_graph, data, self._device)
+        if self._spool is not None and self._spool.wants(spec.graph.sha256, len(data)):
+            self._spool.put(spec.graph.sha256, [memoryview(data)])
+        return data
 
     def _put(self, digest: str, task: asyncio.Task[Graph]) -> None:
         del self._coming[digest]

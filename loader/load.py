@@ -1,68 +1,49 @@
 """The loader: from a manifest to a model in device memory, and out again.
 
     size       an upper bound from model.json alone, no I/O: what the ledger books
-    load       graph (shared) beside the weights: fetch -> verify -> copy, then bind
-    unload     the last references go, and the bytes with them
+    load       graph (shared) beside the weights (loader/fill.py), then bind
+    unload     the host tier keeps the bytes if it may; then they are free
 
 Owns: the order of these steps, and that whatever goes wrong, a cancellation too, leaves
-nothing behind. Must not: know budgets, leases or requests.
+nothing behind. Must not: know budgets, leases or requests; `idle` tells it which models
+nobody uses just now, so that they may be moved aside.
 """
 
 import asyncio
-import hashlib
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import aclosing
 
-import torch
+import structlog
 
-from loader.errors import ArtifactRefused, StoreUnreachable
-from loader.graph import Graph
+from loader.arena import ONE_SLAB, Block, rounded
+from loader.errors import StoreUnreachable
+from loader.fill import Filler
 from loader.graphs import GraphShelf
-from loader.header import Layout, read_header
+from loader.host import HostTier
 from loader.manifest import ModelSpec
 from loader.memory import DeviceMemory
-from loader.store import Changed, Chunk, Missing, Store
-from loader.threads import to_its_end
-from loader.weights import Placing, bind, placing, pour
+from loader.model import Filled
+from loader.model import Model as Model
+from loader.pool import Pool
+from loader.ranges import CHUNK as CHUNK
+from loader.slabs import Slabs
+from loader.spool import Spool
+from loader.store import Store
+from loader.tier import Space, Tiers
+from loader.weights import Plans
 
-CHUNK = 8 << 20
-"""Bytes a range: one GET brings most small models whole (loading facts, 4d)."""
+log = structlog.get_logger()
 
-PARALLEL = 8
-"""Ranges of one model under way at once."""
-
-
-class Model:
-    """A model in device memory. `forward(inputs)` runs it; `nbytes` is exact."""
-
-    __slots__ = ("device", "graph", "nbytes", "phases", "spec", "weights")
-
-    def __init__(
-        self,
-        spec: ModelSpec,
-        graph: Graph,
-        weights: tuple[torch.Tensor, ...],
-        nbytes: int,
-        device: torch.device,
-        phases: Mapping[str, float],
-    ) -> None:
-        self.device = device
-        self.spec = spec
-        self.graph = graph
-        self.weights = weights
-        self.nbytes = nbytes
-        self.phases = phases
-
-    def forward(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Outputs in the manifest's order. Inputs on the model's device."""
-        return self.graph.forward(*self.weights, *inputs)
+Told = Callable[[str, int, float], None]
 
 
 class Loader:
-    """Brings models in from a store and takes them out. Bounds: seconds a load."""
+    """Brings models in from a store and takes them out.
+
+    `timeout`: seconds a load. `capacity`: bytes the arena may have just now. `told`:
+    hears of each load's tier, bytes and seconds.
+    """
 
     def __init__(
         self,
@@ -71,167 +52,120 @@ class Loader:
         memory: DeviceMemory,
         executor: Executor,
         timeout: float = 120.0,
+        *,
+        capacity: Callable[[], int] = lambda: 4 * ONE_SLAB,
+        pool: Pool | None = None,
+        host: HostTier | None = None,
+        spool: Spool | None = None,
+        told: Told = lambda tier, nbytes, seconds: None,
     ) -> None:
-        self._store = store
         self._shelf = shelf
-        self._memory = memory
-        self._executor = executor
+        self._device = memory.device
         self._timeout = timeout
+        self._host = host
+        self._spool = spool
+        self._told = told
+        self._plans = Plans()
+        self._models: dict[Block, Model] = {}
+        self.slabs = Slabs(memory, capacity, self._moved, self._may_move)
+        self._filler = Filler(
+            store, self.slabs, self._plans, executor, pool, host, spool
+        )
+        self.idle: Callable[[str], bool] = lambda key: False
+        self._loads: dict[str, int] = {}
 
     def size(self, spec: ModelSpec) -> int:
-        """The file's size, never less than the buffer's (why: loader/weights.py)."""
-        return spec.weights.size
+        """The file's size as the arena rounds it, never less than the block's (why:
+        loader/weights.py)."""
+        return rounded(spec.weights.size)
+
+    def falls_to(self, spec: ModelSpec) -> str:
+        """The tier that would serve the next load, were the model evicted now."""
+        digest, size = spec.weights.sha256, spec.weights.size
+        if self._host is not None and size <= self._host.capacity:
+            return "host"
+        on_disk = self._spool is not None and self._spool.holds(digest)
+        return "disk" if on_disk else "store"
+
+    def stop_keeping(self) -> None:
+        """The server drains: what leaves the device from now on is not copied."""
+        if self._host is not None:
+            self._host.stop()
+
+    def tiers(self) -> Tiers:
+        """How the arena and the tiers below it stand."""
+        arena = self.slabs.arena
+        space = Space(
+            arena.cost, arena.held, len(arena.slabs), arena.fragmentation,
+            arena.compactions, arena.moved_bytes,
+        )  # fmt: skip
+        below = (self._host, self._spool)
+        return Tiers(
+            space, dict(self._loads), tuple(t.tier() for t in below if t is not None)
+        )
+
+    def bytes_below(self, spec: ModelSpec) -> dict[str, int]:
+        """The model's bytes in the tiers below the device."""
+        digest, size = spec.weights.sha256, spec.weights.size
+        tiers = {"host": self._host, "disk": self._spool}
+        return {
+            name: size
+            for name, tier in tiers.items()
+            if tier is not None and tier.holds(digest)
+        }
 
     async def load(self, spec: ModelSpec) -> Model:
         """The model, checked byte by byte, or one of `loader.errors`.
 
         Whatever it raises, CancelledError too, nothing is held when it does.
         """
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._load(spec)
+                model = await self._load(spec)
         except TimeoutError as error:
             raise StoreUnreachable(
                 f"loading model '{spec.name}' took longer than {self._timeout:g} s"
             ) from error
+        self._loads[model.tier] = self._loads.get(model.tier, 0) + 1
+        self._told(model.tier, model.nbytes, time.perf_counter() - began)
+        return model
 
     async def unload(self, model: Model) -> None:
-        """Drop the last references. Its leases have ended: nobody runs it."""
+        """Drop the last references. Its leases have ended, and with them its work on
+        the device (runtime/lanes.py waits for it): nobody runs it."""
+        if self._host is not None:
+            digest, source = model.spec.weights.sha256, self.slabs.buffer(model.block)
+            try:
+                await self._host.keep(digest, model.placed, source)
+            except Exception as error:
+                log.error("the host tier could not keep a model", exc_info=error)
         model.weights = ()
+        del self._models[model.block]
+        self.slabs.free(model.block)
 
     async def _load(self, spec: ModelSpec) -> Model:
         graph_task = asyncio.get_running_loop().create_task(self._shelf.get(spec))
-        pouring = Pouring(spec, self._memory)
+        filled: Filled | None = None
         try:
-            await self._pour(spec, pouring)
+            filled = await self._filler.fill(spec)
             graph = await graph_task
             graph.check(spec)
-            weights = pouring.bind(graph)
+            views = self._plans.views(filled.placed, graph)
+            model = Model(spec, graph, views, filled, self._device)
+            model.bind(self.slabs.buffer(filled.block))
         except BaseException:
-            # The error's traceback holds this frame for as long as somebody remembers
-            # the error; it must not hold the buffer as well.
-            pouring.drop()
+            if filled is not None:
+                self.slabs.free(filled.block)
             raise
         finally:
             graph_task.cancel()  # a no-op when it is done
-        return Model(
-            spec, graph, weights, pouring.nbytes, self._memory.device, pouring.seconds
-        )
+        self._models[model.block] = model
+        return model
 
-    async def _pour(self, spec: ModelSpec, pouring: "Pouring") -> None:
-        """Fetch the weights file range by range into the buffer, hashing it."""
-        began = time.perf_counter()
-        async with aclosing(self._ranges(spec)) as ranges:
-            async for start, data in ranges:
-                await to_its_end(self._executor, pouring.take, start, data)
-        pouring.close(time.perf_counter() - began)
+    def _may_move(self, block: Block) -> bool:
+        model = self._models.get(block)
+        return model is not None and self.idle(model.spec.key)
 
-    async def _ranges(
-        self, spec: ModelSpec
-    ) -> AsyncGenerator[tuple[int, memoryview], None]:
-        """The file's ranges in order, PARALLEL of them under way at once.
-
-        The first says the size and the ETag; all others are asked for under that ETag,
-        so that no file is ever put together from two.
-        """
-        size = spec.weights.size
-        first = await self._range(spec, 0, None)
-        if first.size != size:
-            raise ArtifactRefused(
-                spec.weights.name,
-                f"has {first.size} bytes, model.json says {size}",
-            )
-        loop = asyncio.get_running_loop()
-        starts = deque(range(CHUNK, size, CHUNK))
-        window: deque[tuple[int, asyncio.Task[Chunk]]] = deque()
-        start, chunk = 0, first
-        try:
-            while True:
-                while starts and len(window) < PARALLEL:
-                    at = starts.popleft()
-                    fetch = self._range(spec, at, first.etag)
-                    window.append((at, loop.create_task(fetch)))
-                yield start, memoryview(chunk.data)
-                if not window:
-                    return
-                start, task = window[0]
-                chunk = await task
-                window.popleft()
-        finally:
-            for _, task in window:
-                task.cancel()
-            if window:
-                await asyncio.gather(*(t for _, t in window), return_exceptions=True)
-
-    async def _range(self, spec: ModelSpec, start: int, etag: str | None) -> Chunk:
-        end = min(start + CHUNK, spec.weights.size)
-        try:
-            chunk = await self._store.chunk(
-                f"{spec.directory}/{spec.weights.name}", start, end, etag
-            )
-        except Missing as error:
-            raise ArtifactRefused(
-                spec.weights.name, "is missing from the store"
-            ) from error
-        except Changed as error:
-            raise StoreUnreachable(
-                f"model '{spec.name}' changed in the store while it was read"
-            ) from error
-        if len(chunk.data) != end - start and chunk.size == spec.weights.size:
-            raise StoreUnreachable(
-                f"the model store sent {len(chunk.data)} bytes of model "
-                f"'{spec.name}' where {end - start} were asked for"
-            )
-        return chunk
-
-
-class Pouring:
-    """A weights file on its way into its buffer. `take` runs in a loader thread."""
-
-    def __init__(self, spec: ModelSpec, memory: DeviceMemory) -> None:
-        self._spec = spec
-        self._memory = memory
-        self._digest = hashlib.sha256()
-        self._plan: tuple[Layout, Placing] | None = None
-        self._buffer: torch.Tensor | None = None
-        self.nbytes = 0
-        self.seconds = {"fetch": 0.0, "verify": 0.0, "copy": 0.0}
-
-    def take(self, start: int, data: memoryview) -> None:
-        """The next bytes of the file, in order, from file offset `start`."""
-        began = time.perf_counter()
-        self._digest.update(data)
-        hashed = time.perf_counter()
-        if self._plan is None:
-            # A header that is not whole in the first range is refused in there.
-            layout = read_header(data, self._spec.weights.size)
-            self._plan = layout, placing(layout)
-            self.nbytes = self._plan[1].nbytes
-            self._buffer = self._memory.take(self.nbytes)
-        layout, plan = self._plan
-        assert self._buffer is not None
-        for to, piece in pour(plan.runs, start - layout.data_start, data):
-            self._memory.write(self._buffer, to, piece)
-        self.seconds["verify"] += hashed - began
-        self.seconds["copy"] += time.perf_counter() - hashed
-
-    def close(self, total: float) -> None:
-        """All bytes are there: check the digest before anybody may use them."""
-        if self._digest.hexdigest() != self._spec.weights.sha256:
-            raise ArtifactRefused(
-                self._spec.weights.name, "its SHA-256 is not the one in model.json"
-            )
-        spent = self.seconds["verify"] + self.seconds["copy"]
-        self.seconds["fetch"] = max(0.0, total - spent)
-
-    def bind(self, graph: Graph) -> tuple[torch.Tensor, ...]:
-        """The graph's weights as views into the buffer, which they keep alive."""
-        assert self._plan is not None
-        assert self._buffer is not None
-        weights = bind(*self._plan, graph.weights, self._buffer)
-        self._buffer = None
-        return weights
-
-    def drop(self) -> None:
-        """Let go of the buffer."""
-        self._buffer = None
+    def _moved(self, block: Block) -> None:
+        self._models[block].bind(self.slabs.buffer(block))

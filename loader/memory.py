@@ -1,83 +1,185 @@
-"""Device memory for weights: one flat buffer a model.
+"""Memory for weights: slabs of a device, and host memory fit to copy from and to.
 
-Owns: taking buffers on one device and writing bytes into them. Must not: know what the
-bytes mean, or how much anybody may take (eviction/ledger.py).
+Owns: getting slabs, giving them back, moving bytes within them. Must not: know what the
+bytes mean, who has which (loader/arena.py), or how much anybody may take.
 """
 
+import contextlib
+import ctypes
+import mmap
 from typing import Protocol
 
-import numpy as np
 import torch
 
 from loader.errors import DeviceFull
 
-STAGING = 8 << 20
-"""Bytes of pinned memory a write to a GPU goes through at a time."""
+BOUNCE = 16 << 20
+"""Bytes of a GPU that a move goes through, so that it may overlap itself."""
+
+_POPULATE_WRITE = 23
+"""MADV_POPULATE_WRITE (Linux 5.14); Python has no name for it yet."""
+
+
+_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
+"""MAP_NORESERVE (named from Python 3.13 on): addresses are taken, memory is not."""
+
+_libc = ctypes.CDLL(None)
 
 
 class DeviceMemory(Protocol):
-    """Where weights live. Its methods run in the loader's threads."""
+    """Where slabs come from. `direct`: a CPU thread can write to a slab itself. `lazy`:
+    a slab costs what is touched of it, and `shed` gives that back."""
+
+    direct: bool
+    lazy: bool
 
     @property
     def device(self) -> torch.device:
-        """The device the buffers are on."""
+        """The device the slabs are on."""
         ...
 
-    def take(self, nbytes: int) -> torch.Tensor:
-        """A uint8 buffer of `nbytes`, uninitialised. Raises DeviceFull."""
+    def slab(self, nbytes: int) -> torch.Tensor:
+        """`nbytes` as uint8, uninitialised. Raises DeviceFull."""
         ...
 
-    def write(self, buffer: torch.Tensor, at: int, data: memoryview) -> None:
-        """Copy `data` to `buffer[at:]`; returns when it is there."""
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy between slabs, or down within one; returns when it is done."""
+        ...
+
+    def shed(self, unused: torch.Tensor) -> None:
+        """Part of a slab is not used for now: let others have it, where possible."""
+        ...
+
+    def gave_back(self) -> None:
+        """Slabs were dropped: let others have the memory."""
         ...
 
 
 class HostMemory:
-    """`--device cpu`: host RAM is the device."""
+    """`--device cpu`: host RAM is the device. A slab costs what is touched of it."""
 
     device = torch.device("cpu")
+    direct = True
+    lazy = True
 
-    def take(self, nbytes: int) -> torch.Tensor:
+    def slab(self, nbytes: int) -> torch.Tensor:
         """See DeviceMemory."""
-        try:
-            return torch.empty(nbytes, dtype=torch.uint8)
-        except RuntimeError as error:
-            # The CPU allocator raises a plain RuntimeError; the text is its only sign.
-            if "allocate memory" not in str(error):
-                raise
-            raise DeviceFull("the host has no memory left for this model") from error
+        return mapped(nbytes)
 
-    def write(self, buffer: torch.Tensor, at: int, data: memoryview) -> None:
-        """See DeviceMemory. numpy lets go of the interpreter lock while it copies."""
-        source = np.frombuffer(data, dtype=np.uint8)
-        np.copyto(buffer.numpy()[at : at + len(source)], source)
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """See DeviceMemory. memmove, unlike copy_, allows overlap in any direction."""
+        ctypes.memmove(target.data_ptr(), source.data_ptr(), source.numel())
+
+    def shed(self, unused: torch.Tensor) -> None:
+        """See DeviceMemory. Whole pages only; they come back zeroed when touched."""
+        first = -(-unused.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        length = unused.data_ptr() + unused.numel() - first
+        if length > 0:
+            _libc.madvise(
+                ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED
+            )
+
+    def gave_back(self) -> None:
+        """See DeviceMemory. The mapping went with its last tensor."""
+
+
+class PinnedMemory(HostMemory):
+    """Host RAM that a GPU copies from and to by itself: for the host tier."""
+
+    lazy = False
+
+    def shed(self, unused: torch.Tensor) -> None:
+        """See DeviceMemory. Locked pages stay."""
+
+    def slab(self, nbytes: int) -> torch.Tensor:
+        """See DeviceMemory. Slow (some GB a second): at start, in a thread."""
+        slab = mapped(nbytes, faulted=True)
+        pin(slab)
+        return slab
 
 
 class CudaMemory:
-    """`--device cuda:N`: buffers of torch's allocator, filled through pinned memory."""
+    """`--device cuda:N`: slabs of torch's allocator, one cudaMalloc each."""
+
+    direct = False
+    lazy = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def take(self, nbytes: int) -> torch.Tensor:
+    def slab(self, nbytes: int) -> torch.Tensor:
         """See DeviceMemory."""
         try:
             return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
         except torch.OutOfMemoryError as error:
             raise DeviceFull("the device has no memory left for this model") from error
 
-    def write(self, buffer: torch.Tensor, at: int, data: memoryview) -> None:
-        """See DeviceMemory. On the calling thread's own stream, in pinned pieces."""
-        source = np.frombuffer(data, dtype=np.uint8)
-        staging = torch.empty(min(STAGING, len(source)), dtype=torch.uint8).pin_memory()
-        for start in range(0, len(source), STAGING):
-            piece = source[start : start + STAGING]
-            staging.numpy()[: len(piece)] = piece
-            there = buffer[at + start : at + start + len(piece)]
-            there.copy_(staging[: len(piece)], non_blocking=True)
-            torch.cuda.current_stream(self.device).synchronize()
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """See DeviceMemory. Each piece is out of the way before its place is written,
+        because a stream keeps its order."""
+        pieces = range(0, source.numel(), BOUNCE)
+        bounce = torch.empty(
+            min(BOUNCE, source.numel()), dtype=torch.uint8, device=self.device
+        )
+        for start in pieces:
+            piece = source[start : start + BOUNCE]
+            held = bounce[: piece.numel()]
+            held.copy_(piece, non_blocking=True)
+            target[start : start + piece.numel()].copy_(held, non_blocking=True)
+        torch.cuda.current_stream(self.device).synchronize()
+
+    def shed(self, unused: torch.Tensor) -> None:
+        """See DeviceMemory. cudaFree takes whole allocations only."""
+
+    def gave_back(self) -> None:
+        """See DeviceMemory. Rare: a slab leaves when the budget shrinks, not with a
+        model, so the device-wide wait in here is on nobody's way."""
+        torch.cuda.empty_cache()
 
 
 def memory_on(device: torch.device) -> DeviceMemory:
     """The memory of a device."""
     return CudaMemory(device) if device.type == "cuda" else HostMemory()
+
+
+def mapped(nbytes: int, faulted: bool = False) -> torch.Tensor:
+    """`nbytes` of zeroed host memory in huge pages where the kernel has any, unmapped
+    with the last tensor on it. `faulted`: all pages are there at once, because the
+    first touch of a page costs more than copying to it (loading facts, 0.1)."""
+    try:
+        # Private: pages of a shared mapping would not go when they are told to.
+        region = mmap.mmap(-1, max(1, nbytes), flags=_FLAGS)
+    except (OSError, OverflowError, ValueError) as error:
+        raise DeviceFull("the host has no memory left for this model") from error
+    for advice in (mmap.MADV_HUGEPAGE, *([_POPULATE_WRITE] if faulted else [])):
+        # An older kernel refuses: pages then come one by one, at the first touch.
+        with contextlib.suppress(OSError):
+            region.madvise(advice)
+    return torch.frombuffer(region, dtype=torch.uint8)[:nbytes]
+
+
+def carry(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy between a device and pinned host memory; returns when it is there. In a
+    thread of its own stream, so that no lane waits for it."""
+    device = source.device if source.is_cuda else target.device
+    if device.type != "cuda":
+        target.copy_(source)
+        return
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        target.copy_(source, non_blocking=True)
+    stream.synchronize()
+
+
+def pin(memory: torch.Tensor) -> None:
+    """Lock host memory for copies to and from GPUs. `unpin` before it goes."""
+    cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    code = cudart.cudaHostRegister(memory.data_ptr(), memory.numel(), 0)
+    if int(code) != 0:
+        raise DeviceFull("the host's memory cannot be locked for the device")
+
+
+def unpin(memory: torch.Tensor) -> None:
+    """The end of `pin`."""
+    cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    cudart.cudaHostUnregister(memory.data_ptr())

@@ -19,13 +19,12 @@ import torch
 
 from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
-from loader.header import read_header
 from loader.manifest import FileRef, ModelSpec, read_manifest, write_manifest
 from loader.pack_errors import PackRefused
 from loader.pack_export import Exported
 from loader.pack_trial import difference
 from loader.pack_weights import safetensors_bytes
-from loader.weights import bind, placing, pour
+from loader.weights import unpack
 
 GRAPH, WEIGHTS, MANIFEST = "graph.json", "model.safetensors", "model.json"
 
@@ -193,10 +192,4 @@ def _read_back(directory: Path, known: Graph) -> tuple[Graph, tuple[torch.Tensor
     if spec.graph.sha256 != known.digest:
         graph = read_graph(texts[spec.graph.name], torch.device("cpu"))
     graph.check(spec)
-    data = texts[spec.weights.name]
-    layout = read_header(data, spec.weights.size)
-    plan = placing(layout)
-    buffer = torch.empty(plan.nbytes, dtype=torch.uint8)
-    for at, piece in pour(plan.runs, -layout.data_start, memoryview(data)):
-        buffer.numpy()[at : at + len(piece)] = piece
-    return graph, bind(layout, plan, graph.weights, buffer)
+    return graph, unpack(texts[spec.weights.name], graph.weights)

@@ -75,9 +75,12 @@ class Changed(Exception):
 class Store:
     """Objects below one URL. Every method may raise StoreUnreachable or StoreDenied."""
 
-    def __init__(self, backend: "ObjectStore", scheme: str) -> None:
+    def __init__(
+        self, backend: "ObjectStore", scheme: str, folder: Path | None = None
+    ) -> None:
         self._backend = backend
         self.scheme = scheme
+        self._folder = folder
 
     @classmethod
     def open(cls, url: str, environ: Mapping[str, str] = os.environ) -> "Store":
@@ -89,7 +92,7 @@ class Store:
             folder = Path(url).expanduser()
             if not folder.is_dir():
                 raise ValueError(f"--store {url}: there is no such folder")
-            return cls(LocalStore(folder), "file")
+            return cls(LocalStore(folder), "file", folder)
         scheme = urlsplit(url).scheme.lower()
         if scheme not in SCHEMES:
             raise ValueError(
@@ -140,6 +143,10 @@ class Store:
             meta = result.meta
             data = await result.bytes_async()
         return Chunk(data, meta["size"], meta["e_tag"])
+
+    def local(self, path: str) -> Path | None:
+        """The object as a file that can be opened, where the store is a folder."""
+        return None if self._folder is None else self._folder / path
 
     async def put(self, path: str, data: bytes) -> None:
         """Write an object (packing and the demo; the server never writes)."""

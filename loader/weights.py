@@ -1,7 +1,8 @@
 """Weights in memory: one flat buffer a model, its tensors views into it.
 
-Owns: where each tensor of a safetensors file goes in the buffer, the copy, the views.
-Must not: fetch, hash or parse headers (loader/header.py).
+Owns: where each tensor of a safetensors file goes in the buffer, and the views; both
+worked out once for all models that share a header and a graph. Must not: fetch, hash,
+copy or parse headers (loader/header.py).
 
 A file whose tensors all start at a multiple of ALIGNMENT, relative to the data section,
 is moved as one run: the buffer is the data section. Others (odd shapes of small dtypes
@@ -11,17 +12,22 @@ tensor's entry in the header is never shorter than that (`{"a":{"dtype":"U8","sh
 "data_offsets":[0,1]}}` is 50 bytes), so the bound is known from model.json alone.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from cachetools import LRUCache
 
 from loader.errors import ArtifactRefused
-from loader.graph import WeightSpec
-from loader.header import Layout, Slot
+from loader.graph import Graph, WeightSpec
+from loader.header import Layout, Slot, read_header
 
 ALIGNMENT = 16
 """Vectorised loads and cuBLAS want 16 bytes; torch's own views only the item size."""
+
+MAX_REMEMBERED = 1 << 20
+"""Bytes of a header that is remembered."""
 
 PADDING = "__pad"
 """Tensors a packer adds to align the others; nobody's weights."""
@@ -61,33 +67,30 @@ def placing(layout: Layout) -> Placing:
     return Placing(at, tuple(runs), offsets)
 
 
-def pour(
-    runs: Iterable[Run], at: int, data: memoryview
-) -> Iterator[tuple[int, memoryview]]:
-    """Where in the buffer which part of `data` goes.
-
-    `at`: where `data` begins in the data section; negative while it still holds the
-    header.
-    """
-    end = at + len(data)
-    for run in runs:
-        start, stop = max(run.start, at), min(run.end, end)
-        if start < stop:
-            yield run.to + start - run.start, data[start - at : stop - at]
+def cuts(runs: Sequence[Run], at: int, nbytes: int) -> Iterator[tuple[int, int, int]]:
+    """Of `nbytes` from `at` of the data section: (to, start, end) for each part that
+    goes to `to` in the buffer. `at` is negative while they still hold the header."""
+    first = bisect_right(runs, at, key=lambda run: run.end)
+    for run in runs[first:]:
+        start, end = max(run.start, at), min(run.end, at + nbytes)
+        if start >= end:
+            return
+        yield run.to + start - run.start, start - at, end - at
 
 
-def bind(
-    layout: Layout,
-    placing: Placing,
-    wanted: Sequence[WeightSpec],
-    buffer: torch.Tensor,
-) -> tuple[torch.Tensor, ...]:
-    """The graph's weights, in its call order, as views into the buffer.
+View = tuple[torch.dtype, tuple[int, ...], tuple[int, ...], int]
+"""Dtype, shape, strides, and where it starts, counted in its own items."""
+
+
+def views(
+    layout: Layout, placing: Placing, wanted: Sequence[WeightSpec]
+) -> tuple[View, ...]:
+    """The graph's weights, in its call order, as views into a buffer.
 
     Raises ArtifactRefused where file and graph do not fit each other exactly.
     """
     slots = {slot.name: slot for slot in layout.tensors}
-    views = []
+    found = []
     for weight in wanted:
         slot = slots.pop(weight.name, None)
         if slot is None:
@@ -100,20 +103,89 @@ def bind(
                 f"is {_kind(slot.dtype, slot.shape)}, the graph wants "
                 f"{_kind(weight.dtype, weight.shape)}",
             )
-        views.append(_view(slot, placing.offsets[slot.name], buffer))
+        found.append(_view(slot, placing.offsets[slot.name]))
     strangers = [name for name in slots if not name.startswith(PADDING)]
     if strangers:
         raise ArtifactRefused(
             "model.safetensors", f"tensor '{strangers[0]}' is not used by the graph"
         )
-    return tuple(views)
+    return tuple(found)
 
 
-def _view(slot: Slot, offset: int, buffer: torch.Tensor) -> torch.Tensor:
-    if slot.end == slot.start:
-        return torch.zeros(slot.shape, dtype=slot.dtype, device=buffer.device)
-    flat = buffer.narrow(0, offset, slot.end - slot.start)
-    return flat.view(slot.dtype).view(slot.shape)
+def _view(slot: Slot, offset: int) -> View:
+    # An empty tensor lies anywhere; a misaligned "anywhere" would not divide.
+    start = 0 if slot.end == slot.start else offset // slot.dtype.itemsize
+    strides = torch.empty(slot.shape, dtype=slot.dtype, device="meta").stride()
+    return slot.dtype, slot.shape, strides, start
+
+
+def bind(views: Sequence[View], buffer: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors themselves. `buffer`: uint8, its address a multiple of ALIGNMENT."""
+    typed = {dtype: buffer.view(dtype) for dtype in {view[0] for view in views}}
+    base = {dtype: flat.storage_offset() for dtype, flat in typed.items()}
+    return tuple(
+        [
+            typed[dtype].as_strided(shape, strides, base[dtype] + start)
+            for dtype, shape, strides, start in views
+        ]
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Placed:
+    """A header, read: where its file's bytes go. One object for all equal headers."""
+
+    layout: Layout
+    placing: Placing
+
+
+class Plans:
+    """Headers read and views worked out, for the models that come next.
+
+    Header and views of a model with 150 tensors take about 2 ms to work out and
+    nothing to look up. One event loop.
+    """
+
+    def __init__(self, capacity: int = 256) -> None:
+        self._placed: LRUCache[tuple[bytes, int], Placed] = LRUCache(capacity)
+        self._views: LRUCache[tuple[str, Placed], tuple[View, ...]] = LRUCache(capacity)
+
+    def placed(self, header: bytes, size: int) -> Placed | None:
+        """What is known of a file of `size` bytes that begins with `header`."""
+        return self._placed.get((header, size))
+
+    def learn(self, header: bytes, size: int, placed: Placed) -> None:
+        """Remember it; large headers (few models have one) are read each time."""
+        if len(header) <= MAX_REMEMBERED:
+            self._placed[header, size] = placed
+
+    def views(self, placed: Placed, graph: Graph) -> tuple[View, ...]:
+        """The graph's weights in such a file. Raises ArtifactRefused."""
+        key = graph.digest, placed
+        found = self._views.get(key)
+        if found is None:
+            found = views(placed.layout, placed.placing, graph.weights)
+            self._views[key] = found
+        return found
+
+
+def place(header: bytes | memoryview, size: int) -> Placed:
+    """Read a header and plan its buffer. Raises ArtifactRefused."""
+    layout = read_header(header, size)
+    return Placed(layout, placing(layout))
+
+
+def unpack(data: bytes, wanted: Sequence[WeightSpec]) -> tuple[torch.Tensor, ...]:
+    """The weights of a whole file, in a buffer of their own (packing looks at what it
+    wrote the way a server will). Raises ArtifactRefused."""
+    placed = place(data, len(data))
+    whole = -(-placed.placing.nbytes // ALIGNMENT) * ALIGNMENT
+    buffer = torch.empty(whole, dtype=torch.uint8)
+    source = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    source = source[placed.layout.data_start :]
+    for run in placed.placing.runs:
+        buffer[run.to : run.to + run.end - run.start] = source[run.start : run.end]
+    return bind(views(placed.layout, placed.placing, wanted), buffer)
 
 
 def _kind(dtype: torch.dtype, shape: tuple[int, ...]) -> str:

@@ -92,6 +92,8 @@ class ModelCache(Generic[M]):
         self.clock: Callable[[], float] = asyncio.get_running_loop().time
         self.residencies: dict[str, Residency[M]] = {}
         self.failures: Failures[M] = Failures()
+        self.reload_s: Callable[[Residency[M]], float] = lambda life: life.load_s
+        """What bringing it back would take, if known better than by its last load."""
         self.door = Door(ledger, self.bounds.concurrent_loads)
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving_bytes = 0
@@ -111,6 +113,12 @@ class ModelCache(Generic[M]):
         if residency is None:
             self.failures.recall(key, self.clock())
         return residency
+
+    def idle(self, key: str) -> bool:
+        """True if the model is resident and nobody uses it: its bytes may be moved, by
+        a plain call that ends before anybody else does anything."""
+        life = self.residencies.get(key)
+        return life is not None and life.stage is Stage.READY and not life.leases
 
     def begin(self, spec: ModelSpec) -> Residency[M]:
         """Start a life. Refused at once if it could never fit: nothing is fetched."""
@@ -298,7 +306,7 @@ class ModelCache(Generic[M]):
                 yield Candidate(
                     model=key,
                     nbytes=self.ledger.size(key),
-                    reload_s=residency.load_s,
+                    reload_s=self.reload_s(residency),
                     priority=spec.priority,
                     tenant=spec.tenant,
                     since=residency.since,

@@ -11,17 +11,16 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 
 import structlog
 import torch
 
+from eviction.costs import Costs
 from eviction.ledger import Ledger
 from eviction.policies import POLICIES
-from loader.graphs import GraphShelf
 from loader.load import Loader
-from loader.memory import memory_on
+from loader.model import Model
 from loader.store import Store
 from runtime.batch import Batcher
 from runtime.budget import Tide, default_reserve
@@ -30,9 +29,12 @@ from runtime.catalog import Catalog
 from runtime.config import Settings
 from runtime.counts import Counts
 from runtime.lanes import Lanes
+from runtime.loading import Unservable as Unservable
+from runtime.loading import loading
 from runtime.local import LocalEngine
 from runtime.metrics import Metrics
 from runtime.observer import Observer
+from runtime.prewarm import Wishes, prewarm, resident
 from runtime.rest import ServerInfo, application, listening
 from runtime.server import Options, start
 from runtime.statistics import Statistics
@@ -43,10 +45,6 @@ log = structlog.get_logger()
 
 DEVICE_LOST = 70
 """Exit code after a sticky device error: whoever started us should start us again."""
-
-
-class Unservable(Exception):
-    """The settings ask for something this machine does not have; says what to do."""
 
 
 async def serve(settings: Settings) -> int:
@@ -98,13 +96,15 @@ async def composed(
     store = store or Store.open(settings.store)
     device = pick_device(settings.device)
     lanes_count = settings.lanes or default_lanes(device)
-    if device.type == "cpu":
-        # The lanes are the parallelism: small models gain nothing from more threads a
-        # call, and threads of several calls would fight for the same cores.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // lanes_count))
-    ledger = Ledger(0)
-    ours = (lambda: ledger.held) if device.type == "cpu" else None
+    _share_cores(device, lanes_count)
+    ledger, costs = Ledger(0), Costs()
     async with contextlib.AsyncExitStack() as stack:
+        loader = await stack.enter_async_context(
+            loading(settings, store, device, ledger, costs)
+        )
+        arena = loader.slabs.arena
+        # What was touched of the arena is this process' own, held or free again.
+        ours = (lambda: arena.touched) if device.type == "cpu" else None
         gauge = open_gauge(device, os.environ, ours)
         stack.callback(gauge.close)
         reading = gauge.read()
@@ -112,11 +112,6 @@ async def composed(
         now = asyncio.get_running_loop().time()
         ledger.resize(tide.told(now, share.now(reading)))
 
-        threads = ThreadPoolExecutor(settings.concurrent_loads, "loader")
-        stack.callback(threads.shutdown)
-        shelf = GraphShelf(store, device, threads, settings.max_graphs)
-        stack.push_async_callback(shelf.aclose)
-        loader = Loader(store, shelf, memory_on(device), threads, settings.load_timeout)
         cache = ModelCache(
             loader,
             POLICIES[settings.policy](),
@@ -124,6 +119,10 @@ async def composed(
             observer,
             Bounds(settings.concurrent_loads, settings.max_waiting, settings.patience),
             budget=share.at_best(reading),
+        )
+        loader.idle = cache.idle
+        cache.reload_s = lambda life: costs.seconds(
+            loader.falls_to(life.spec), ledger.size(life.spec.key)
         )
         lanes = Lanes(device, lanes_count, on_lost)
         stack.callback(lanes.close)
@@ -148,12 +147,42 @@ async def composed(
             settings.policy,
         )
         engine.measured = reading.used
+        engine.tiers, engine.bytes_below = loader.tiers, loader.bytes_below
         stack.push_async_callback(engine.drain)
+        stack.callback(loader.stop_keeping)
         watching = asyncio.create_task(
-            watch(gauge, share, tide, cache, engine, settings.gauge_interval)
+            watch(
+                gauge,
+                share,
+                tide,
+                cache,
+                engine,
+                settings.gauge_interval,
+                loader.slabs.shrink,
+            )
         )
         stack.push_async_callback(_ended, watching)
+        await stack.enter_async_context(
+            _prewarmed(settings.prewarm, engine, cache, loader)
+        )
         yield engine
+
+
+@contextlib.asynccontextmanager
+async def _prewarmed(
+    setting: str, engine: LocalEngine, cache: ModelCache[Model], loader: Loader
+) -> AsyncIterator[None]:
+    """Models come in behind our back; who was in is written down at the end."""
+    if not setting:
+        yield
+        return
+    wishes = Wishes(setting)
+    task = asyncio.create_task(prewarm(wishes.read(), engine, cache, loader.size))
+    try:
+        yield
+    finally:
+        await _ended(task)
+        wishes.write(resident(cache))
 
 
 def share_of(settings: Settings, reading: Reading, device: torch.device) -> Share:
@@ -182,6 +211,13 @@ def pick_device(name: str) -> torch.device:
     # Makes the context, so that the first reading of the gauge sees its cost.
     torch.zeros(1, device=device)
     return device
+
+
+def _share_cores(device: torch.device, lanes: int) -> None:
+    """The lanes are the parallelism: small models gain nothing from more threads a
+    call, and threads of several calls would fight for the same cores."""
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // lanes))
 
 
 def default_lanes(device: torch.device) -> int:

@@ -27,6 +27,8 @@ PREFIX = "HOTSET_"
 def _bytes(value: object) -> object:
     if not isinstance(value, str):
         return value
+    if value.strip() == "0":
+        return 0  # no budget, but a size: of a tier that is off
     wrong = ValueError("write bytes, like '64MiB', '1.5GB' or '1048576'")
     try:
         nbytes = parse_budget(value).nbytes
@@ -175,6 +177,31 @@ class Settings(BaseSettings):
         le=2**31 - 1,
         title="SIZE",
         description="Largest gRPC message, in bytes ('64MiB'). Default: 64MiB.",
+    )
+    host_cache: Bytes = Field(
+        0,
+        title="SIZE",
+        description="Host memory that keeps evicted models, pinned if there is a GPU: "
+        "they come back by one copy ('16GiB'). 0 is off; with --device cpu the models "
+        "are in host memory already. Default: 0.",
+    )
+    disk_cache: str = Field(
+        "",
+        title="DIR",
+        description="Folder that keeps files of the store on a local disk; servers may "
+        "share it. Empty is off. Default: off.",
+    )
+    disk_cache_size: Bytes = Field(
+        10 << 30,
+        title="SIZE",
+        description="Most that the folder of --disk-cache may hold. Default: 10GiB.",
+    )
+    prewarm: str = Field(
+        "",
+        title="NAMES|FILE",
+        description="Models to load at start, as far as there is room: names with "
+        "commas between, or a file with one a line (say ./hot.txt: anything with a "
+        "'/'), which is written anew when the server drains. Default: none.",
     )
     catalog_ttl: Seconds = Field(
         30.0,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from loader.manifest import ModelSpec
+from loader.tier import Tiers
 
 if TYPE_CHECKING:  # named only: `hotset top` reads a Snapshot and needs no torch
     import torch
@@ -129,6 +130,8 @@ class Snapshot:
     residents: Sequence[Resident]
     gauge_up: bool = True
     """False while `measured` is an estimate."""
+    tiers: Tiers = field(default_factory=Tiers)
+    """The arena on the device, and the tiers below it."""
 
 
 class Engine(Protocol):

@@ -7,7 +7,7 @@ decide what leaves (the cache's and the policy's business).
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 import torch
@@ -15,6 +15,7 @@ import torch
 from loader.errors import ArtifactRefused, LoadFailed, ModelNotFound
 from loader.load import Model
 from loader.manifest import ModelSpec
+from loader.tier import Tiers
 from runtime.batch import Batcher, Job, Tensors
 from runtime.cache import ModelCache
 from runtime.catalog import Catalog
@@ -55,6 +56,9 @@ class LocalEngine:
         """Device bytes in use, all processes, as the gauge read them last."""
         self.gauge_up = True
         """False while that is an estimate."""
+        self.tiers: Callable[[], Tiers] = Tiers
+        self.bytes_below: Callable[[ModelSpec], Mapping[str, int]] = lambda spec: {}
+        """What the loader tells of the tiers (loader/load.py)."""
         self.ready = True
 
     async def predict(self, request: Request, again: bool = False) -> Answer:
@@ -158,16 +162,26 @@ class LocalEngine:
         self, model: str = "", version: str = ""
     ) -> Sequence[ModelStatistics]:
         """Counters of one model, or of all met (empty name)."""
-        held: dict[tuple[str, str], int] = {}
-        for life in self._cache.residencies.values():
-            if life.model is not None:
-                name = (life.spec.name, life.spec.version)
-                held[name] = held.get(name, 0) + life.model.nbytes
+        held = self._held(model)
         return [
-            tally.read({str(self._device): held.get((tally.name, tally.version), 0)})
+            tally.read(held.get((tally.name, tally.version), {str(self._device): 0}))
             for tally in self._statistics.all()
             if model in ("", tally.name) and version in ("", tally.version)
         ]
+
+    def _held(self, model: str) -> Mapping[tuple[str, str], dict[str, int]]:
+        """Bytes by tier of each version of a model, or of all models met."""
+        device = str(self._device)
+        held = {
+            (spec.name, spec.version): {device: 0, **self.bytes_below(spec)}
+            for spec in self._catalog.specs()
+            if model in ("", spec.name)
+        }
+        for life in self._cache.residencies.values():
+            if life.model is not None:
+                name = (life.spec.name, life.spec.version)
+                held.setdefault(name, {device: 0})[device] += life.model.nbytes
+        return held
 
     def snapshot(self) -> Snapshot:
         """What is resident, and how it got there."""
@@ -179,6 +193,7 @@ class LocalEngine:
             gauge_up=self.gauge_up,
             requests=self._statistics.temperatures,
             uptime_s=self._clock() - self._began,
+            tiers=self.tiers(),
         )
 
     async def drain(self) -> None:

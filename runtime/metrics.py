@@ -30,6 +30,7 @@ from prometheus_client.metrics_core import (
 from runtime.counts import Counts
 from runtime.engine import Snapshot
 from runtime.histogram import OTHER, Histogram, Words
+from runtime.metrics_tiers import tier_metrics
 
 T = TypeVar("T", bound=str)
 
@@ -62,6 +63,7 @@ class Metrics:
         yield from self._work()
         yield from self._comings_and_goings()
         yield from _now(snapshot)
+        yield from tier_metrics(snapshot.tiers)
         yield from self._by_model(snapshot)
         yield from self._process.collect()
 

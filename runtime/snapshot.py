@@ -6,6 +6,7 @@ anything.
 
 from collections.abc import Mapping
 
+from loader.tier import Tiers
 from runtime.cache import ModelCache
 from runtime.engine import Resident, Snapshot, State, Temperature
 from runtime.residency import M, Residency, Stage
@@ -28,6 +29,7 @@ def look(
     gauge_up: bool,
     requests: Mapping[Temperature, int],
     uptime_s: float,
+    tiers: Tiers,
 ) -> Snapshot:
     """The cache as it is now."""
     now = cache.clock()
@@ -45,6 +47,7 @@ def look(
         loads=cache.loads,
         evictions=cache.evictions,
         failures=cache.failed_loads,
+        tiers=tiers,
         residents=[
             _resident(life, cache.ledger.size(key), device, now)
             for key, life in cache.residencies.items()

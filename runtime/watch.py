@@ -5,6 +5,7 @@ its capacity shrinks) or be asked on a request's way.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from loader.load import Model
@@ -37,8 +38,10 @@ async def watch(
     cache: ModelCache[Model],
     engine: LocalEngine,
     interval: float,
+    shrink: Callable[[], None] = lambda: None,
 ) -> None:
-    """Read every `interval` seconds, until cancelled."""
+    """Read every `interval` seconds, until cancelled. `shrink`: gives back memory that
+    is empty and has become too much; what has yet to be evicted follows by itself."""
     clock = asyncio.get_running_loop().time
     while True:
         await asyncio.sleep(interval)
@@ -47,3 +50,4 @@ async def watch(
         level = tide.told(clock(), share.now(reading))
         if level != cache.ledger.capacity:
             cache.resize(level)
+            shrink()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from loader.arena import rounded
 from loader.errors import ArtifactRefused, ModelNotFound
 from runtime.compose import Unservable, composed, pick_device
 from runtime.config import Settings
@@ -48,7 +49,7 @@ async def test_cold_then_warm(store) -> None:
 
 
 async def test_the_budget_holds_while_all_models_are_asked(store) -> None:
-    size = sum(f.stat().st_size for f in (store / "m1" / "1").glob("*.safetensors"))
+    size = rounded((store / "m1" / "1" / "model.safetensors").stat().st_size)
     async with engine_over(store, budget=str(size * 2)) as engine:
         jobs = [ask(engine, f"m{i % 5 + 1}") for i in range(100)]
         assert await asyncio.gather(*jobs) == [float(i % 5 + 1) for i in range(100)]
@@ -113,11 +114,11 @@ async def test_statistics(store) -> None:
         (stats,) = engine.statistics("m1")
         assert (stats.requests, stats.executions) == (3, 3)
         assert (stats.hits.count, stats.misses.count, stats.fail.count) == (2, 1, 1)
-        assert stats.bytes_by_tier == {"cpu": 80}
+        assert stats.bytes_by_tier == {"cpu": 256}
         assert stats.last_use > 1.7e9
         assert engine.statistics("nobody") == []
         (resident,) = engine.snapshot().residents
-        assert (resident.name, resident.uses, resident.nbytes) == ("m1", 3, 80)
+        assert (resident.name, resident.uses, resident.nbytes) == ("m1", 3, 256)
 
 
 async def test_a_new_generation_takes_over_without_a_gap(store) -> None:
@@ -189,7 +190,7 @@ async def test_drain_refuses_what_comes_later(store) -> None:
 
 async def test_a_pinned_model_survives_the_crowd(store) -> None:
     tiny_models.linear(store, "rock", 7, pin=True)
-    size = (store / "m1" / "1" / "model.safetensors").stat().st_size
+    size = rounded((store / "m1" / "1" / "model.safetensors").stat().st_size)
     async with engine_over(store, budget=str(size * 2)) as engine:
         await ask(engine, "rock")
         for index in range(1, 6):

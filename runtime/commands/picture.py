@@ -86,6 +86,11 @@ def _memory(snapshot: Snapshot) -> RenderableType:
     if snapshot.measured is not None:
         how = "measured" if snapshot.gauge_up else "estimated"
         text.append(f"   device {size(snapshot.measured)} {how}, all processes")
+    for tier in snapshot.tiers.below:  # on this line: the picture must stay as high
+        name = one_line(tier.name)
+        text.append(f"   {name} {size(tier.held)} of {size(tier.capacity)}")
+        if not tier.up:
+            text.append(" failing", style="red")
     return text
 
 

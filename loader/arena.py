@@ -1,0 +1,223 @@
+"""The arena: which bytes of a few large slabs belong to whom. Bookkeeping only.
+
+Owns: slabs, blocks, holes, and when a slab may come or go. Must not: touch memory
+(loader/slabs.py does) or decide who leaves (the cache does).
+
+Every model is one contiguous block. Sizes are rounded up to 1/256 of their own
+magnitude, at least to 256 bytes, at most to 2 MiB: a block of 300 KB wastes less than
+0.4 % (fixed classes of 64 KiB would waste a tenth of it), and the bases stay aligned
+for any kernel. Fixed classes would fight fragmentation by waste; here models of one
+graph are of one size anyway and fill each other's holes exactly, and what is left is
+compacted (loader/compaction.py).
+
+Small arenas are one slab, so that no byte of the budget is lost to the ends of slabs.
+Larger ones are up to SLABS of them, each of which can be given back when the budget
+shrinks. There a model may find its bytes free, but in two slabs, and the cache evicts
+one model more.
+
+Memory that is backed lazily (host memory) costs what is touched of it, and addresses
+cost nothing: a slab there has STRETCH times the capacity, so that hardly anything is
+ever moved, and what was left behind is shed before more than the capacity is touched.
+"""
+
+from bisect import insort
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+GRANULE = 256
+LARGEST_GRANULE = 2 << 20
+ONE_SLAB = 1 << 30
+"""Up to this capacity there is one slab."""
+SLABS = 8
+STRETCH = 4
+LAZY_SLABS = 4
+
+
+def rounded(nbytes: int) -> int:
+    """The bytes a block of `nbytes` takes. Never less for more."""
+    step = 1 << max(0, nbytes.bit_length() - 9)
+    step = min(max(step, GRANULE), LARGEST_GRANULE)
+    return max(1, -(-nbytes // step)) * step
+
+
+@dataclass(eq=False, slots=True)
+class Slab:
+    """A stretch of memory. `blocks` lie in order of their starts."""
+
+    nbytes: int
+    blocks: list["Block"] = field(default_factory=list)
+    left: list[tuple[int, int]] = field(default_factory=list)
+    """(start, end) of what blocks have left behind: touched, and nobody's."""
+
+    def holes(self) -> Iterator[tuple[int, int]]:
+        """(start, end) of what is free, in order."""
+        at = 0
+        for block in self.blocks:
+            if block.start > at:
+                yield at, block.start
+            at = block.end
+        if at < self.nbytes:
+            yield at, self.nbytes
+
+    def is_free(self, start: int, end: int, but: "Block | None" = None) -> bool:
+        """True if nobody but `but` has a byte of `[start, end)`."""
+        return end <= self.nbytes and all(
+            b is but or b.end <= start or end <= b.start for b in self.blocks
+        )
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """One model's bytes: `[start, start + nbytes)` of a slab; None once freed."""
+
+    slab: Slab | None
+    start: int
+    nbytes: int
+    group: str
+
+    @property
+    def end(self) -> int:
+        """Where the next one may begin."""
+        return self.start + self.nbytes
+
+
+class Arena:
+    """Blocks within slabs within `capacity()`, which may change at any time."""
+
+    def __init__(self, capacity: Callable[[], int], lazy: bool = False) -> None:
+        self.capacity = capacity
+        self.lazy = lazy
+        self.slabs: list[Slab] = []
+        self.held = 0
+        self.compactions = 0
+        self.moved_bytes = 0
+
+    @property
+    def reserved(self) -> int:
+        """The bytes of all slabs."""
+        return sum(slab.nbytes for slab in self.slabs)
+
+    @property
+    def touched(self) -> int:
+        """The bytes that are used, or were: what a lazily backed arena costs."""
+        return self.held + sum(
+            end - start for slab in self.slabs for start, end in slab.left
+        )
+
+    @property
+    def cost(self) -> int:
+        """The bytes that the device is short of because of us."""
+        return self.touched if self.lazy else self.reserved
+
+    @property
+    def fragmentation(self) -> float:
+        """Share of the free bytes that lies outside the largest hole; 0 is best."""
+        sizes = [end - start for slab in self.slabs for start, end in slab.holes()]
+        return 1 - max(sizes) / sum(sizes) if sizes else 0.0
+
+    def take(self, nbytes: int, group: str = "") -> Block | None:
+        """A block of `rounded(nbytes)` in a hole, None if there is none large enough.
+
+        Beside a block of the same group if possible, so that a graph's models lie at
+        a constant stride; else in the smallest hole, lowest first.
+        """
+        need = rounded(nbytes)
+        best: tuple[bool, int, Slab, int] | None = None
+        for slab in self.slabs:
+            starts = {b.start for b in slab.blocks if group and b.group == group}
+            ends = {b.end for b in slab.blocks if group and b.group == group}
+            for start, end in slab.holes():
+                if end - start < need:
+                    continue
+                after, before = start in ends, end in starts
+                stranger = not (after or before)
+                if best is None or (stranger, end - start) < best[:2]:
+                    at = end - need if before and not after else start
+                    best = stranger, end - start, slab, at
+        if best is None:
+            return None
+        block = Block(best[2], best[3], need, group)
+        self._put(block)
+        self.held += need
+        return block
+
+    def _put(self, block: Block) -> None:
+        assert block.slab is not None
+        insort(block.slab.blocks, block, key=lambda b: b.start)
+        block.slab.left = [
+            part
+            for start, end in block.slab.left
+            for part in ((start, min(end, block.start)), (max(start, block.end), end))
+            if part[0] < part[1]
+        ]
+
+    def _leave(self, block: Block) -> None:
+        assert block.slab is not None
+        block.slab.blocks.remove(block)
+        block.slab.left.append((block.start, block.end))
+
+    def free(self, block: Block) -> None:
+        """The block's bytes are nobody's any more."""
+        if block.slab is None:
+            raise AssertionError("A block was freed twice. This is a bug.")
+        self._leave(block)
+        block.slab = None
+        self.held -= block.nbytes
+
+    def move(self, block: Block, slab: Slab, start: int) -> None:
+        """The block's bytes have been copied: it lives at `start` of `slab` now."""
+        if block.slab is None or not slab.is_free(start, start + block.nbytes, block):
+            raise AssertionError("A block may not move there. This is a bug.")
+        self._leave(block)
+        block.slab, block.start = slab, start
+        self._put(block)
+        self.moved_bytes += block.nbytes
+
+    def growth(self, nbytes: int) -> tuple[int, list[Slab]]:
+        """How large a slab may be added for `nbytes`, and the empty slabs that must go
+        first; (0, []) if there is no room for one even then."""
+        need, capacity = rounded(nbytes), self.capacity()
+        if self.lazy:
+            may = self.held + need <= capacity and len(self.slabs) < LAZY_SLABS
+            return (capacity * STRETCH if may else 0), []
+        step = capacity if capacity <= ONE_SLAB else max(ONE_SLAB, capacity // SLABS)
+        room = capacity - self.reserved
+        if room >= need:
+            return min(room, max(step, need)), []
+        empty = [slab for slab in self.slabs if not slab.blocks]
+        room += sum(slab.nbytes for slab in empty)
+        if empty and room >= need:
+            return min(room, max(step, need)), empty
+        return 0, []
+
+    def add(self, nbytes: int) -> Slab:
+        """A slab came."""
+        slab = Slab(nbytes)
+        self.slabs.append(slab)
+        return slab
+
+    def drop(self, slab: Slab) -> None:
+        """A slab goes. It must be empty."""
+        if slab.blocks:
+            raise AssertionError("A slab in use was dropped. This is a bug.")
+        self.slabs.remove(slab)
+
+    def shed(self) -> list[tuple[Slab, int, int]]:
+        """(slab, start, end) of what must be given back for the touched bytes to be no
+        more than the capacity; it counts as never touched from now on."""
+        over, going = self.touched - self.capacity(), []
+        for slab in self.slabs:
+            while over > 0 and slab.left:
+                start, end = slab.left.pop(0)
+                going.append((slab, start, end))
+                over -= end - start
+        return going
+
+    def surplus(self) -> list[Slab]:
+        """Empty slabs that the capacity has no room for any more."""
+        over, going = self.cost - self.capacity(), []
+        for slab in sorted(self.slabs, key=lambda s: s.nbytes):
+            if over > 0 and not slab.blocks:
+                going.append(slab)
+                over -= slab.nbytes
+        return going

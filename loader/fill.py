@@ -1,0 +1,197 @@
+"""Filling a block with a model's bytes, from the nearest tier that has them.
+
+    host     one copy, already verified
+    disk     read -> verify -> place; a file that is wrong goes, and the store is asked
+    store    fetch -> verify -> place; the disk tier gets the bytes behind our back
+
+Owns: the order of the tiers and of these steps. Must not: know graphs, budgets or
+leases. Whatever `fill` raises, CancelledError too, no block is held when it does.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from contextlib import aclosing
+from pathlib import Path
+
+from loader.arena import Block
+from loader.errors import ArtifactRefused, StoreUnreachable
+from loader.files import OpenFile
+from loader.host import HostTier
+from loader.manifest import ModelSpec
+from loader.memory import carry
+from loader.model import Filled
+from loader.pool import Pool
+from loader.pour import Pouring
+from loader.ranges import CHUNK, Ranges
+from loader.slabs import Slabs
+from loader.spool import Spool
+from loader.store import Changed, Store
+from loader.threads import to_its_end
+from loader.weights import Placed, Plans, place
+
+
+class Filler:
+    """One for a loader. One event loop."""
+
+    def __init__(
+        self,
+        store: Store,
+        slabs: Slabs,
+        plans: Plans,
+        executor: Executor,
+        pool: Pool | None,
+        host: HostTier | None,
+        spool: Spool | None,
+    ) -> None:
+        self._store = store
+        self._slabs = slabs
+        self._plans = plans
+        self._executor = executor
+        self._pool = pool or Pool(4, slabs.memory.device)
+        self._host = host
+        self._spool = spool
+        self._ranges = Ranges(store)
+
+    async def fill(self, spec: ModelSpec) -> Filled:
+        """A block with the model's bytes in it, from the nearest tier."""
+        filled = await self._from_host(spec) or await self._from_disk(spec)
+        if filled is not None:
+            return filled
+        try:
+            return await self._from_store(spec)
+        except Changed:
+            self._ranges.forget(spec)
+        try:
+            return await self._from_store(spec)
+        except Changed as error:
+            raise StoreUnreachable(
+                f"model '{spec.name}' changed in the store while it was read"
+            ) from error
+
+    async def _from_host(self, spec: ModelSpec) -> Filled | None:
+        if self._host is None:
+            return None
+        began, digest = time.perf_counter(), spec.weights.sha256
+        with self._host.using(digest) as kept:
+            if kept is None:
+                return None
+            source = self._host.buffer(kept)
+            block = await self._room(spec, source.numel())
+            try:
+                target = self._slabs.buffer(block)
+                await to_its_end(self._executor, carry, source, target)
+            except BaseException:
+                self._slabs.free(block)
+                raise
+        self._host.returned(digest)
+        seconds = {"copy": time.perf_counter() - began}
+        return Filled(block, kept.placed, "host", seconds)
+
+    async def _from_disk(self, spec: ModelSpec) -> Filled | None:
+        spool, file = self._spool, spec.weights
+        if spool is None:
+            return None
+        with OpenFile() as opened:
+            if not await to_its_end(
+                self._executor, opened.open_spooled, spool, file.sha256, file.size
+            ):
+                return None
+            try:
+                return await self._from_file(spec, opened, "disk")
+            except (ArtifactRefused, OSError):
+                # The disk's fault, or the file's: the store has the truth.
+                await to_its_end(self._executor, spool.discard, file.sha256)
+                return None
+
+    async def _from_file(self, spec: ModelSpec, opened: OpenFile, tier: str) -> Filled:
+        async def feed(pouring: Pouring) -> None:
+            for start in range(0, spec.weights.size, CHUNK):
+                end = min(start + CHUNK, spec.weights.size)
+                await to_its_end(self._executor, pouring.file, opened.fd, start, end)
+
+        began = time.perf_counter()
+        placed = await self._placed(spec, opened.header)
+        return await self._pour(spec, placed, tier, began, feed)
+
+    async def _from_store(self, spec: ModelSpec) -> Filled:
+        path = self._store.local(f"{spec.directory}/{spec.weights.name}")
+        if path is not None and self._spool is None:
+            return await self._from_folder(spec, path)
+        began = time.perf_counter()
+        async with aclosing(self._ranges.read(spec)) as ranges:
+            start, first = await anext(ranges)
+            placed = await self._placed(spec, first)
+            kept = self._keeping(spec)
+
+            async def feed(pouring: Pouring) -> None:
+                await self._take(pouring, start, first, kept)
+                async for at, data in ranges:
+                    await self._take(pouring, at, data, kept)
+
+            filled = await self._pour(spec, placed, "store", began, feed)
+        if self._spool is not None and kept is not None:
+            self._spool.put(spec.weights.sha256, kept)
+        return filled
+
+    async def _from_folder(self, spec: ModelSpec, path: Path) -> Filled:
+        with OpenFile() as opened:
+            await to_its_end(self._executor, opened.open_local, path, spec.weights)
+            try:
+                return await self._from_file(spec, opened, "store")
+            except OSError as error:
+                raise StoreUnreachable("the model store could not be read") from error
+
+    def _keeping(self, spec: ModelSpec) -> list[memoryview] | None:
+        """Where the file's bytes gather for the disk tier, if that wants them."""
+        file = spec.weights
+        if self._spool is None or not self._spool.wants(file.sha256, file.size):
+            return None
+        return []
+
+    async def _take(
+        self,
+        pouring: Pouring,
+        start: int,
+        data: memoryview,
+        kept: list[memoryview] | None,
+    ) -> None:
+        await to_its_end(self._executor, pouring.bytes, start, data)
+        if kept is not None:
+            kept.append(data)
+
+    # -- the block --------------------------------------------------------------------
+
+    async def _placed(self, spec: ModelSpec, first: memoryview | bytes) -> Placed:
+        """Where the file's bytes go. `first`: its beginning, header and all."""
+        length = 8 + int.from_bytes(first[:8], "little")
+        header, size = bytes(first[: min(length, len(first))]), spec.weights.size
+        placed = self._plans.placed(header, size)
+        if placed is None:
+            placed = await to_its_end(self._executor, place, first, size)
+            self._plans.learn(header, size, placed)
+        return placed
+
+    async def _pour(
+        self,
+        spec: ModelSpec,
+        placed: Placed,
+        tier: str,
+        began: float,
+        feed: Callable[[Pouring], Awaitable[None]],
+    ) -> Filled:
+        block = await self._room(spec, placed.placing.nbytes)
+        try:
+            buffer = self._slabs.buffer(block)
+            pouring = Pouring(
+                spec, placed, buffer, self._slabs.memory.direct, self._pool
+            )
+            await feed(pouring)
+            pouring.close(time.perf_counter() - began)
+        except BaseException:
+            self._slabs.free(block)
+            raise
+        return Filled(block, placed, tier, pouring.seconds)
+
+    async def _room(self, spec: ModelSpec, nbytes: int) -> Block:
+        return await self._slabs.find(nbytes, spec.graph.sha256)

@@ -1,0 +1,150 @@
+"""The host tier: models that left the device keep their bytes in host memory.
+
+Owns: those bytes, their own limit and their own order of leaving (least recently used
+first). Must not: fetch, verify (the bytes were, when they came) or know the device's
+budget. One event loop; the copies run in the loader's threads.
+
+A model that came back leaves its copy here, first in line to go: while there is room,
+its next eviction needs no copy at all; when there is none, it is the cheapest to lose.
+
+With `--device cpu` the device is host memory already. The tier then only turns a load
+into a copy (no fetch, no digest) for as many bytes again; it is off unless asked for.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from loader.arena import Block, rounded
+from loader.memory import HostMemory, PinnedMemory, carry, unpin
+from loader.slabs import Slabs
+from loader.threads import to_its_end
+from loader.tier import Tally, Tier
+from loader.weights import Placed
+
+
+@dataclass(eq=False, slots=True)
+class Kept:
+    """A model's bytes as they lie in its block on the device."""
+
+    block: Block
+    placed: Placed
+    users: int = 0
+    """Loads that copy from it right now: it may not go."""
+
+
+class HostTier:
+    """Up to `capacity` bytes, by the digest of the weights file."""
+
+    def __init__(self, capacity: int, device: torch.device, executor: Executor) -> None:
+        self.capacity = capacity
+        self._pinned = device.type == "cuda"
+        memory = PinnedMemory() if self._pinned else HostMemory()
+        self._slabs = Slabs(memory, lambda: capacity)
+        self._executor = executor
+        self._kept: OrderedDict[str, Kept] = OrderedDict()
+        self._coming: set[str] = set()
+        self._tally = Tally()
+        self._open = True
+
+    def reserve(self) -> None:
+        """Get and pin the memory, which takes seconds: at start, in a thread."""
+        if self._pinned:
+            self._slabs.reserve()
+
+    def holds(self, digest: str) -> bool:
+        """True if a load would be served from here."""
+        return digest in self._kept
+
+    @contextmanager
+    def using(self, digest: str) -> Iterator[Kept | None]:
+        """The bytes, which stay for as long as the block lasts; None if not here."""
+        kept = self._kept.get(digest)
+        if kept is None:
+            self._tally.misses += 1
+            yield None
+            return
+        self._tally.hits += 1
+        kept.users += 1
+        try:
+            yield kept
+        finally:
+            kept.users -= 1
+
+    def buffer(self, kept: Kept) -> torch.Tensor:
+        """Its bytes."""
+        return self._slabs.buffer(kept.block)
+
+    def returned(self, digest: str) -> None:
+        """The model is on the device again."""
+        if digest in self._kept:
+            self._kept.move_to_end(digest, last=False)
+
+    async def keep(self, digest: str, placed: Placed, source: torch.Tensor) -> None:
+        """Copy a model that leaves the device, if there is room for it."""
+        if digest in self._kept:
+            self._kept.move_to_end(digest)
+            return
+        if not self._open or digest in self._coming:
+            return
+        block = self._room(source.numel())
+        if block is None:
+            return
+        self._coming.add(digest)
+        try:
+            await to_its_end(self._executor, carry, source, self._slabs.buffer(block))
+        except BaseException:
+            self._tally.failures += 1
+            self._slabs.free(block)
+            raise
+        finally:
+            self._coming.discard(digest)
+        self._kept[digest] = Kept(block, placed)
+
+    def _room(self, nbytes: int) -> Block | None:
+        """A block, dropping whom it takes; None if those in use leave no room."""
+        if rounded(nbytes) > self.capacity:
+            return None
+        idle = iter([digest for digest, kept in self._kept.items() if not kept.users])
+        while (block := self._take(nbytes)) is None:
+            digest = next(idle, None)
+            if digest is None:
+                return None
+            self._drop(digest)
+        return block
+
+    def _take(self, nbytes: int) -> Block | None:
+        if self._slabs.arena.held + rounded(nbytes) > self.capacity:
+            return None
+        return self._slabs.take(nbytes)
+
+    def _drop(self, digest: str) -> None:
+        self._slabs.free(self._kept.pop(digest).block)
+        self._tally.evictions += 1
+
+    def stop(self) -> None:
+        """Keep nothing more: the server drains."""
+        self._open = False
+
+    def close(self) -> None:
+        """No load is under way any more: all bytes go."""
+        self.stop()
+        for kept in self._kept.values():
+            self._slabs.free(kept.block)
+        self._kept.clear()
+        if self._pinned:
+            for slab in self._slabs.tensors():
+                unpin(slab)
+        self._slabs.close()
+
+    def tier(self) -> Tier:
+        """How it stands."""
+        t = self._tally
+        return Tier(
+            "host", self.capacity, self._slabs.arena.held, len(self._kept),
+            t.hits, t.misses, t.evictions, t.failures,
+        )  # fmt: skip

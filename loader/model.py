@@ -1,0 +1,75 @@
+"""A model in device memory.
+
+Owns: the graph and the tensors of one resident model. Must not: know where its bytes
+came from, or let any of them out: an output is never a view into the arena.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from loader.arena import Block
+from loader.graph import Graph
+from loader.manifest import ModelSpec
+from loader.weights import Placed, View, bind
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """A block with a model's bytes in it, verified; where from, and what took long."""
+
+    block: Block
+    placed: Placed
+    tier: str
+    seconds: Mapping[str, float]
+
+
+class Model:
+    """`forward(inputs)` runs it; `nbytes` is what the arena really gives it."""
+
+    __slots__ = (
+        "_home", "_views", "block", "device", "graph", "nbytes", "phases", "placed",
+        "spec", "tier", "weights",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        graph: Graph,
+        views: Sequence[View],
+        filled: Filled,
+        device: torch.device,
+    ) -> None:
+        self.device = device
+        self.spec = spec
+        self.graph = graph
+        self.block = filled.block
+        self.nbytes = filled.block.nbytes
+        self.phases = filled.seconds
+        self.placed = filled.placed
+        self.tier = filled.tier
+        """What it was loaded from: "host", "disk" or "store"."""
+        self.weights: tuple[torch.Tensor, ...] = ()
+        self._views = views
+        self._home = 0
+
+    def bind(self, buffer: torch.Tensor) -> None:
+        """The weights are views into `buffer` from now on. Nobody runs it just now."""
+        self.weights = bind(self._views, buffer)
+        self._home = buffer.untyped_storage().data_ptr()
+
+    def forward(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Outputs in the manifest's order. Inputs on the model's device."""
+        outputs = self.graph.forward(*self.weights, *inputs)
+        # A graph may give back a weight, or a view of one. Its bytes belong to another
+        # model as soon as this one is evicted; the answer must not change with them.
+        home = self._home
+        for output in outputs:
+            if output.untyped_storage().data_ptr() == home:
+                return tuple([self._own(output) for output in outputs])
+        return outputs
+
+    def _own(self, output: torch.Tensor) -> torch.Tensor:
+        inside = output.untyped_storage().data_ptr() == self._home
+        return output.clone() if inside else output

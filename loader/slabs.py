@@ -1,0 +1,154 @@
+"""The arena in memory: blocks that are real bytes of a device.
+
+Owns: the tensors behind the slabs, and carrying out the moves of a compaction. Must
+not: know models; it tells `moved` which block lives elsewhere now. One event loop.
+
+A move runs on the event loop itself, one block at a time: nobody can take a lease on a
+model while its bytes move, and no lock is needed to say so. On a GPU that is some
+0.1 ms for 200 MB, in host memory some 20 ms; and only where fragmentation, not the
+budget, would refuse a load.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import structlog
+import torch
+
+from loader import compaction
+from loader.arena import LARGEST_GRANULE, Arena, Block, Slab, rounded
+from loader.compaction import MayMove, Move
+from loader.errors import DeviceFull
+from loader.memory import DeviceMemory
+
+log = structlog.get_logger()
+
+ATTEMPTS = 4
+"""Plans for one load before it is refused: others come and go between two moves."""
+
+
+class Slabs:
+    """Blocks of device memory within `capacity()` bytes."""
+
+    def __init__(
+        self,
+        memory: DeviceMemory,
+        capacity: Callable[[], int],
+        moved: Callable[[Block], None] = lambda block: None,
+        may_move: MayMove = lambda block: False,
+    ) -> None:
+        self.memory = memory
+        self.arena = Arena(capacity, memory.lazy)
+        self._moved = moved
+        self._may_move = may_move
+        self._tensors: dict[Slab, torch.Tensor] = {}
+        self._compacting = asyncio.Lock()
+
+    def take(self, nbytes: int, group: str = "") -> Block | None:
+        """A block, from a hole or a new slab; None if the arena has no room for it in
+        one piece. Raises DeviceFull if the device has less than the capacity says."""
+        block = self.arena.take(nbytes, group)
+        if block is None:
+            size, in_the_way = self.arena.growth(nbytes)
+            if not size:
+                return None
+            self._drop(in_the_way)
+            tensor = self.memory.slab(size)
+            self._tensors[self.arena.add(size)] = tensor
+            block = self.arena.take(nbytes, group)
+        self._shed()  # what the block will touch, others must have left
+        return block
+
+    def reserve(self) -> None:
+        """Make every slab the capacity has room for."""
+        while (size := self.arena.growth(1)[0]) >= LARGEST_GRANULE:
+            tensor = self.memory.slab(size)
+            self._tensors[self.arena.add(size)] = tensor
+
+    def tensors(self) -> Sequence[torch.Tensor]:
+        """The slabs themselves."""
+        return list(self._tensors.values())
+
+    async def find(self, nbytes: int, group: str) -> Block:
+        """A block, moving others aside if it takes that. Raises DeviceFull."""
+        block = self.take(nbytes, group)
+        if block is not None:
+            return block
+        async with self._compacting:
+            for _ in range(ATTEMPTS):
+                block = self.take(nbytes, group)
+                if block is not None:
+                    return block
+                moves = compaction.plan(
+                    self.arena.slabs, rounded(nbytes), self._may_move
+                )
+                if moves is None:
+                    break
+                await self._carry_out(moves)
+        block = self.take(nbytes, group)
+        if block is None:
+            raise DeviceFull("the device has no room in one piece for this model")
+        return block
+
+    def buffer(self, block: Block) -> torch.Tensor:
+        """The block's bytes. Valid until it is freed or moved."""
+        assert block.slab is not None
+        return self._tensors[block.slab].narrow(0, block.start, block.nbytes)
+
+    def free(self, block: Block) -> None:
+        """Nobody reads or writes the block any more."""
+        self.arena.free(block)
+        self.shrink()
+
+    def shrink(self) -> None:
+        """Give back what is more than the capacity and empty, or can be emptied."""
+        self._drop(self.arena.surplus())
+        solid = not self.arena.lazy and len(self._tensors) > 1
+        if solid and self.arena.reserved > self.arena.capacity():
+            moves = compaction.evacuation(self.arena.slabs, self._may_move)
+            for move in moves or ():
+                self._move(move)
+            self._drop(self.arena.surplus())
+        self._shed()
+
+    def _shed(self) -> None:
+        if self.arena.lazy:
+            for slab, start, end in self.arena.shed():
+                self.memory.shed(self._tensors[slab][start:end])
+
+    def close(self) -> None:
+        """All that is empty goes."""
+        self._drop([slab for slab in self.arena.slabs if not slab.blocks])
+
+    def _drop(self, slabs: Sequence[Slab]) -> None:
+        for slab in slabs:
+            self.arena.drop(slab)
+            del self._tensors[slab]
+        if slabs:
+            self.memory.gave_back()
+
+    async def _carry_out(self, moves: Sequence[Move]) -> None:
+        """As far as the plan still holds; nothing awaits after the last move."""
+        self.arena.compactions += 1
+        for index, move in enumerate(moves):
+            if index:
+                await asyncio.sleep(0)
+            if not self._possible(move):
+                return
+            self._move(move)
+        log.debug("compacted", moved=len(moves), slabs=len(self._tensors))
+
+    def _move(self, move: Move) -> None:
+        source, there = self.buffer(move.block), self._tensors[move.slab]
+        self.memory.move(source, there.narrow(0, move.start, move.block.nbytes))
+        self.arena.move(move.block, move.slab, move.start)
+        self._moved(move.block)
+
+    def _possible(self, move: Move) -> bool:
+        block = move.block
+        return (
+            block.slab is not None
+            and move.slab in self._tensors
+            and self._may_move(block)
+            and move.slab.is_free(move.start, move.start + block.nbytes, block)
+        )

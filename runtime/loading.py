@@ -1,0 +1,70 @@
+"""The loader and its tiers, as the settings say.
+
+Owns: making them and taking them apart in order. Must not: hold logic of its own.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from eviction.costs import Costs
+from eviction.ledger import Ledger
+from loader.errors import DeviceFull
+from loader.graphs import GraphShelf
+from loader.host import HostTier
+from loader.load import Loader
+from loader.memory import memory_on
+from loader.pool import Pool
+from loader.spool import Spool
+from loader.store import Store
+from runtime.config import Settings
+
+
+class Unservable(Exception):
+    """The settings ask for something this machine does not have; says what to do."""
+
+
+@contextlib.asynccontextmanager
+async def loading(
+    settings: Settings, store: Store, device: torch.device, ledger: Ledger, costs: Costs
+) -> AsyncIterator[Loader]:
+    """A loader whose arena has what the ledger has. Raises Unservable."""
+    threads = ThreadPoolExecutor(settings.concurrent_loads, "loader")
+    async with contextlib.AsyncExitStack() as stack:
+        host, spool = None, None
+        try:
+            pool = Pool(settings.concurrent_loads, device)
+            stack.callback(pool.close)
+            if settings.host_cache:
+                host = HostTier(settings.host_cache, device, threads)
+                stack.callback(host.close)
+                await asyncio.to_thread(host.reserve)
+        except DeviceFull as error:
+            raise Unservable(
+                "the host has not the memory that --host-cache asks for, or the "
+                "container may not lock it (ulimit -l); ask for less"
+            ) from error
+        if settings.disk_cache:
+            spool = Spool(Path(settings.disk_cache), settings.disk_cache_size)
+            stack.push_async_callback(asyncio.to_thread, spool.close)
+        stack.callback(threads.shutdown)
+        shelf = GraphShelf(store, device, threads, settings.max_graphs, spool)
+        stack.push_async_callback(shelf.aclose)
+        loader = Loader(
+            store,
+            shelf,
+            memory_on(device),
+            threads,
+            settings.load_timeout,
+            capacity=lambda: ledger.capacity,
+            pool=pool,
+            host=host,
+            spool=spool,
+            told=costs.told,
+        )
+        stack.callback(loader.slabs.close)
+        yield loader

@@ -1,0 +1,265 @@
+"""The arena against a brute-force model that knows every byte's owner."""
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from loader import arena as arena_module
+from loader.arena import GRANULE, ONE_SLAB, Arena, Slab, rounded
+from loader.compaction import plan
+
+
+@given(st.integers(0, 1 << 40), st.integers(0, 1 << 30))
+def test_rounding_is_monotone_and_wastes_little(nbytes: int, more: int) -> None:
+    taken = rounded(nbytes)
+    assert taken >= nbytes
+    assert taken % GRANULE == 0
+    assert taken <= rounded(nbytes + more)
+    assert taken - nbytes < max(GRANULE, nbytes / 256 + 1) or nbytes == 0
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "taken"),
+    [(0, 256), (1, 256), (80, 256), (257, 512), (300_000, 300_032), (1 << 20, 1 << 20),
+     ((1 << 20) + 1, (1 << 20) + 4096), ((1 << 30) + 1, (1 << 30) + (2 << 20))],
+)  # fmt: skip
+def test_rounding_by_hand(nbytes: int, taken: int) -> None:
+    assert rounded(nbytes) == taken
+
+
+def fixed(*slabs: int, capacity: int = 1 << 40) -> Arena:
+    made = Arena(lambda: capacity)
+    for nbytes in slabs:
+        made.add(nbytes)
+    return made
+
+
+def test_models_of_one_graph_lie_at_a_constant_stride() -> None:
+    arena = fixed(64 * GRANULE)
+    blocks = []
+    for index in range(8):
+        blocks.append(arena.take(GRANULE * 2, "a"))
+        if index % 2:
+            arena.take(GRANULE, f"x{index}")
+    # Strangers stand between some of them; the holes they leave are filled in place.
+    arena.free(blocks[3])
+    again = arena.take(GRANULE * 2, "a")
+    assert again.start == blocks[3].start
+
+
+def test_a_group_grows_at_its_own_end_although_a_smaller_hole_is_elsewhere() -> None:
+    arena = fixed(64 * GRANULE)
+    first = arena.take(GRANULE, "other")
+    arena.take(GRANULE, "a")
+    arena.free(first)
+    assert arena.take(GRANULE, "a").start == 0, "right before its kin"
+    assert arena.take(GRANULE, "a").start == 2 * GRANULE
+
+
+def test_small_arenas_are_one_slab_large_ones_are_eight() -> None:
+    small = Arena(lambda: 12_000_000)
+    assert small.growth(300_000) == (12_000_000, [])
+    large = Arena(lambda: 80 * ONE_SLAB)
+    assert large.growth(300_000) == (10 * ONE_SLAB, [])
+    assert large.growth(11 * ONE_SLAB)[0] == 11 * ONE_SLAB
+
+
+def test_growth_never_exceeds_the_capacity() -> None:
+    capacity = 10 * GRANULE
+    arena = Arena(lambda: capacity)
+    arena.add(6 * GRANULE)
+    assert arena.growth(3 * GRANULE) == (4 * GRANULE, [])
+    arena.take(GRANULE)
+    assert arena.growth(5 * GRANULE) == (0, [])
+
+
+def test_an_empty_slab_makes_way_for_a_larger_one() -> None:
+    arena = Arena(lambda: 10 * GRANULE)
+    slab = arena.add(6 * GRANULE)
+    assert arena.growth(8 * GRANULE) == (10 * GRANULE, [slab])
+
+
+def test_empty_slabs_are_surplus_when_the_capacity_shrinks() -> None:
+    capacity = 30
+    arena = Arena(lambda: capacity * GRANULE)
+    for _ in range(3):
+        arena.add(10 * GRANULE)
+    used = arena.slabs[0]
+    used.blocks.append(arena_module.Block(used, 0, GRANULE, ""))
+    assert arena.surplus() == []
+    capacity = 15
+    assert len(arena.surplus()) == 2
+    assert used not in arena.surplus()
+
+
+def test_fragmentation_is_the_share_outside_the_largest_hole() -> None:
+    arena = fixed(8 * GRANULE)
+    assert arena.fragmentation == 0
+    blocks = [arena.take(GRANULE) for _ in range(8)]
+    for block in blocks[::2]:
+        arena.free(block)
+    assert arena.fragmentation == 0.75
+
+
+def test_compaction_moves_the_fewest_bytes() -> None:
+    arena = fixed(16 * GRANULE)
+    big, small = arena.take(6 * GRANULE), arena.take(GRANULE)
+    gaps = [arena.take(n * GRANULE) for n in (2, 1, 2, 4)]
+    # big(0-6) small(6-7) gap(7-9) 1(9-10) gap(10-12) 4(12-16)
+    arena.free(gaps[0])
+    arena.free(gaps[2])
+    moves = plan(arena.slabs, 4 * GRANULE, lambda b: True)
+    assert [(m.block, m.start) for m in moves] == [(gaps[1], 7 * GRANULE)]
+    assert big.start == small.start - 6 * GRANULE
+
+
+def test_nobody_in_use_moves() -> None:
+    arena = fixed(5 * GRANULE)
+    blocks = [arena.take(GRANULE) for _ in range(5)]
+    arena.free(blocks[0])
+    arena.free(blocks[2])
+    assert plan(arena.slabs, 2 * GRANULE, lambda b: b is not blocks[1]) is None
+    assert plan(arena.slabs, 2 * GRANULE, lambda b: b is blocks[1]) is not None
+
+
+def test_a_slab_lends_from_the_holes_of_another() -> None:
+    arena = fixed(4 * GRANULE, 4 * GRANULE)
+    blocks = [arena.take(GRANULE) for _ in range(8)]
+    for block in (blocks[0], blocks[1], blocks[4]):
+        arena.free(block)
+    moves = plan(arena.slabs, 3 * GRANULE, lambda b: True)
+    assert len(moves) == 2 or len(moves) == 1
+    for move in moves:
+        arena.move(move.block, move.slab, move.start)
+    assert arena.take(3 * GRANULE) is not None
+
+
+def test_lazy_memory_has_addresses_to_spare_and_sheds_what_was_left() -> None:
+    """Nothing moves; yet never more is touched than the capacity."""
+    capacity = 10 * GRANULE
+    arena = Arena(lambda: capacity, lazy=True)
+    assert arena.growth(GRANULE) == (40 * GRANULE, [])
+    arena.add(40 * GRANULE)
+    blocks = [arena.take(GRANULE) for _ in range(10)]
+    assert arena.shed() == []
+    for block in blocks[::2]:
+        arena.free(block)
+    assert arena.touched == 10 * GRANULE
+    large = arena.take(5 * GRANULE)
+    assert large is not None
+    assert sum(end - start for _, start, end in arena.shed()) == 5 * GRANULE
+    assert arena.touched == arena.cost == arena.held == 10 * GRANULE
+    arena.free(large)
+    assert arena.take(3 * GRANULE).start == large.start
+    assert arena.touched == 10 * GRANULE, "what is warm is used again"
+    assert arena.shed() == []
+
+
+class Bytes(RuleBasedStateMachine):
+    """Each granule of each slab, and who wrote it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.capacity = 32 * GRANULE
+        self.arena = Arena(lambda: self.capacity)
+        self.owners: dict[Slab, list[object]] = {}
+        self.blocks: list = []
+        self.busy: set = set()
+
+    def paint(self, block, owner) -> None:
+        for at in range(block.start // GRANULE, block.end // GRANULE):
+            self.owners[block.slab][at] = owner
+
+    def longest(self, immovable=lambda owner: True) -> int:
+        best = 0
+        for owners in self.owners.values():
+            run = 0
+            for owner in owners:
+                if owner is None:
+                    run += 1
+                    best = max(best, run)
+                elif immovable(owner):
+                    run = 0
+        return best * GRANULE
+
+    @rule(size=st.integers(1, 20), group=st.sampled_from(["", "a", "b"]))
+    def take(self, size: int, group: str) -> None:
+        need, longest = size * GRANULE, self.longest()
+        block = self.arena.take(need - 1, group)
+        assert (block is not None) == (longest >= need)
+        if block is None:
+            nbytes, going = self.arena.growth(need)
+            for slab in going:
+                self.arena.drop(slab)
+                assert set(self.owners.pop(slab)) <= {None}
+            if not nbytes:
+                return
+            assert nbytes >= need
+            slab = self.arena.add(nbytes)
+            self.owners[slab] = [None] * (nbytes // GRANULE)
+            block = self.arena.take(need, group)
+            assert block is not None
+        at = slice(block.start // GRANULE, block.end // GRANULE)
+        assert set(self.owners[block.slab][at]) == {None}, "somebody lives there"
+        self.paint(block, block)
+        self.blocks.append(block)
+
+    @precondition(lambda self: self.blocks)
+    @rule(data=st.data())
+    def free(self, data) -> None:
+        block = data.draw(st.sampled_from(self.blocks))
+        self.paint(block, None)
+        self.blocks.remove(block)
+        self.busy.discard(block)
+        self.arena.free(block)
+        with pytest.raises(AssertionError, match="twice"):
+            self.arena.free(block)
+
+    @precondition(lambda self: self.blocks)
+    @rule(data=st.data())
+    def lease(self, data) -> None:
+        self.busy ^= {data.draw(st.sampled_from(self.blocks))}
+
+    @rule(capacity=st.integers(0, 48))
+    def resize(self, capacity: int) -> None:
+        self.capacity = capacity * GRANULE
+        for slab in self.arena.surplus():
+            self.arena.drop(slab)
+            assert set(self.owners.pop(slab)) <= {None}
+
+    @rule(size=st.integers(1, 20))
+    def compact(self, size: int) -> None:
+        need = size * GRANULE
+        moves = plan(self.arena.slabs, need, lambda b: b not in self.busy)
+        if moves is None:
+            assert self.longest(lambda owner: owner in self.busy) < need, (
+                "sliding within one slab would have done"
+            )
+            return
+        for move in moves:
+            assert move.block not in self.busy
+            self.paint(move.block, None)
+            self.arena.move(move.block, move.slab, move.start)
+            at = slice(move.block.start // GRANULE, move.block.end // GRANULE)
+            assert set(self.owners[move.slab][at]) == {None}, "onto somebody else"
+            self.paint(move.block, move.block)
+        assert self.longest() >= need
+
+    @invariant()
+    def the_books_are_right(self) -> None:
+        assert self.arena.held == sum(b.nbytes for b in self.blocks)
+        painted = sum(o is not None for owners in self.owners.values() for o in owners)
+        assert painted * GRANULE == self.arena.held
+        assert self.arena.held <= self.arena.touched <= self.arena.reserved
+        for slab in self.arena.slabs:
+            assert all(slab.is_free(start, end) for start, end in slab.left)
+            spans = sorted(slab.left)
+            assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
+        assert list(self.owners) == self.arena.slabs
+
+
+TestBytes = Bytes.TestCase
+TestBytes.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
