@@ -20,6 +20,7 @@ and `single stream`, one GET read into such memory by Python's http.client.
 import argparse
 import asyncio
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -164,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     made.add_argument("--rounds", type=float, default=1.0, metavar="FACTOR",
                       help="times the usual rounds. Default: 1")  # fmt: skip
     options = made.parse_args(arguments)
+    # As Ctrl-C does: the servers end before we do.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     plan, results = planned(options), Results()
     skip = [name for name in options.skip.split(",") if name]
     with Progress(console=console) as progress:
