@@ -6,6 +6,7 @@ its threads and the loop's tasks, after each thousand cycles.
 
 import asyncio
 import gc
+import mmap
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -118,8 +119,14 @@ def _task(kept: list) -> None:
     kept.append(asyncio.ensure_future(asyncio.wait_for(kept[-1], None)))
 
 
+def _pages(kept: list) -> None:
+    """Fresh pages: the heap would first use up what earlier tests gave back to it."""
+    kept.append(mmap.mmap(-1, 65_536))
+    kept[-1].write(b"x" * 65_536)
+
+
 LEAKS = {
-    "memory": lambda kept: kept.append(b"x" * 65_536),
+    "memory": _pages,
     "descriptors": lambda kept: kept.append(os.open("/dev/null", os.O_RDONLY)),
     "tasks": _task,
 }
