@@ -105,10 +105,13 @@ def application(engine: Engine, metrics: Metrics, info: ServerInfo) -> Starlette
         "/metrics": exposition,
         "/hotset/status": status,
     }
-    return Starlette(
+    app = Starlette(
         routes=[Route(path, _answering(function)) for path, function in routes.items()],
         exception_handlers={HTTPException: _refusal},
     )
+    # A redirect would repeat the Host header, which is whatever the caller says.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _refusal(_: Request, error: Exception) -> Response:
