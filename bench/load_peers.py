@@ -26,7 +26,7 @@ import torch
 from bench.load_models import TENSORIZED, WEIGHTS, spec_of
 from bench.seaweed import BUCKET
 from loader.graphs import GraphShelf
-from loader.load import Loader
+from loader.load import Loader, Model
 from loader.manifest import ModelSpec
 from loader.memory import HostMemory
 from loader.store import Store
@@ -76,11 +76,18 @@ class Hotset:
         shelf = GraphShelf(opened, CPU, self._threads)
         self._loader = Loader(opened, shelf, HostMemory(), self._threads)
         self._specs: dict[Path, ModelSpec] = {}
+        self._held: Model | None = None
         self.phases = {}
 
     def __call__(self, target: Target) -> Tensors:
-        """Load it; the bytes go when the tensors are let go."""
+        """Load it; the bytes stay until `release`."""
         return self._loop.run_until_complete(self._load(target))
+
+    def release(self) -> None:
+        """Unload what was loaded last."""
+        if self._held is not None:
+            self._loop.run_until_complete(self._loader.unload(self._held))
+            self._held = None
 
     async def _load(self, target: Target) -> Tensors:
         spec = self._specs.get(target.directory)
@@ -91,9 +98,8 @@ class Hotset:
         model = await self._loader.load(spec)
         self.phases = model.phases
         names = (weight.name for weight in model.graph.weights)
-        tensors = dict(zip(names, model.weights, strict=True))
-        await self._loader.unload(model)
-        return tensors
+        self._held = model
+        return dict(zip(names, model.weights, strict=True))
 
 
 class Pool:
