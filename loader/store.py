@@ -244,7 +244,10 @@ def client_options(environ: Mapping[str, str]) -> "ClientConfig":
         "connect_timeout": timedelta(seconds=5),
         "read_timeout": timedelta(seconds=10),
         # Plain http only where the operator's own endpoint says so.
-        "allow_http": environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        "allow_http": any(
+            environ.get(name, "").startswith("http://")
+            for name in ("AWS_ENDPOINT_URL", "S3_ENDPOINT")
+        )
         or not _true(environ.get("S3_USE_HTTPS", "1")),
     }
     if "S3_VERIFY_SSL" in environ and not _true(environ["S3_VERIFY_SSL"]):

@@ -100,6 +100,7 @@ def test_tls_as_the_secret_says(tmp_path: Path) -> None:
     assert client_options({})["allow_http"] is False
     assert client_options({"S3_USE_HTTPS": "0"})["allow_http"] is True
     assert client_options({"AWS_ENDPOINT_URL": "http://x"})["allow_http"] is True
+    assert client_options({"S3_ENDPOINT": "http://x"})["allow_http"] is True
     assert "allow_invalid_certificates" not in client_options({"S3_VERIFY_SSL": "1"})
     assert client_options({"S3_VERIFY_SSL": "0"})["allow_invalid_certificates"]
     bundle = tmp_path / "ca.pem"
