@@ -93,6 +93,7 @@ def seaweed() -> Iterator[Seaweed]:
             yield found
         finally:
             end(process)
+            forget_sockets(ports)
 
 
 def flags(ports: list[int]) -> list[str]:
@@ -150,6 +151,14 @@ def wait_ready(process: "subprocess.Popen[bytes]", endpoint: str, log: Path) -> 
             pass
         time.sleep(0.05)
     raise Unavailable(f"SeaweedFS was not ready within {READY_S:g} s")
+
+
+def forget_sockets(ports: list[int]) -> None:
+    """Those it leaves in the temporary folder, whatever TMPDIR says, when killed."""
+    for port in ports:
+        for name in (port, port + 10000):
+            for path in Path("/tmp").glob(f"seaweedfs-*-{name}.sock"):
+                path.unlink(missing_ok=True)
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:

@@ -33,7 +33,7 @@ from loader.strictjson import (
 )
 
 MAX_ITEMS = 100_000
-MAX_ELEMENTS = 2**31
+MAX_ELEMENTS = 2**26
 """A literal size that asks for more is a mistake or an attack, not a small model."""
 
 MAX_IN_LIST = 2**24

@@ -1,6 +1,7 @@
 """Functions a graph calls instead of what torch would not check itself.
 
-Owns: size arithmetic that stays within 64 bits, and recurrent layers whose weights fit.
+Owns: size arithmetic that stays within 64 bits, recurrent layers whose weights fit, and
+division that survives its one overflow.
 Must not: know the list of ops (loader/ops.py).
 
 torch's CPU kernel for LSTMs believes the shapes it is given: with a weight too narrow
@@ -23,6 +24,25 @@ def times(left: int, right: int) -> int:
     if not -(2**63) <= product < 2**63:
         raise OverflowError("a size beyond 64 bits")
     return product
+
+
+def div(
+    input: Tensor, other: Tensor | float, *, rounding_mode: str | None = None
+) -> Tensor:
+    """aten.div.Tensor_mode and .Scalar_mode.
+
+    The least integer by -1 does not fit its dtype; the processor ends a process for
+    that (SIGFPE), whoever sent the numbers. It wraps here, as negation does.
+    """
+    dtype = torch.result_type(input, other)
+    if rounding_mode == "trunc" and dtype in (torch.int32, torch.int64):
+        below = torch.as_tensor(other, device=input.device).to(dtype)
+        minus = below == -1
+        found = torch.div(
+            input, below.masked_fill(minus, 1), rounding_mode=rounding_mode
+        )
+        return torch.where(minus, -found, found)
+    return torch.div(input, other, rounding_mode=rounding_mode)
 
 
 def lstm(

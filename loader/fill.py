@@ -26,7 +26,7 @@ from loader.pour import Pouring
 from loader.ranges import CHUNK, Ranges
 from loader.slabs import Slabs
 from loader.spool import Spool
-from loader.store import Changed, Store
+from loader.store import Changed, Missing, Store
 from loader.threads import to_its_end
 from loader.weights import Placed, Plans, place
 
@@ -115,7 +115,12 @@ class Filler:
         return await self._pour(spec, placed, tier, began, feed)
 
     async def _from_store(self, spec: ModelSpec) -> Filled:
-        path = self._store.local(f"{spec.directory}/{spec.weights.name}")
+        try:
+            path = self._store.local(f"{spec.directory}/{spec.weights.name}")
+        except Missing as error:
+            raise ArtifactRefused(
+                spec.weights.name, "is missing from the store"
+            ) from error
         if path is not None and self._spool is None:
             return await self._from_folder(spec, path)
         began = time.perf_counter()

@@ -146,6 +146,8 @@ class Loader:
 
     async def _load(self, spec: ModelSpec) -> Model:
         graph_task = asyncio.get_running_loop().create_task(self._shelf.get(spec))
+        # If the weights fail first, nobody reads what became of the graph.
+        graph_task.add_done_callback(lambda task: task.cancelled() or task.exception())
         filled: Filled | None = None
         try:
             filled = await self._filler.fill(spec)

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch._ops import OpOverload
 
-from loader.checked import gru, lstm, times
+from loader.checked import div, gru, lstm, times
 
 _LISTED = """
 abs.default acos.default acosh.default asin.default asinh.default atan.default
@@ -182,6 +182,8 @@ ON_SHAPES: Mapping[str, Signature] = {
 """Integer arithmetic on shapes, and taking one of several results."""
 
 CHECKED: Mapping[str, Callable[..., object]] = {
+    "aten.div.Tensor_mode": div,
+    "aten.div.Scalar_mode": div,
     "aten.lstm.input": lstm,
     "aten.gru.input": gru,
 }
@@ -236,11 +238,12 @@ def signature(name: str) -> Signature | None:
         _param(argument) for argument in schema.arguments if argument.name not in PLACED
     )
     placed = any(argument.name == "device" for argument in schema.arguments)
+    target = CHECKED.get(name, op)
     makes = placed and not any(param.type == "Tensor" for param in params)
     if len(schema.returns) == 1 and str(schema.returns[0].real_type) == "Tensor":
-        return Signature(op, params, "tensor", makes=makes)
+        return Signature(target, params, "tensor", makes=makes)
     gives = len(schema.returns) if len(schema.returns) > 1 else None
-    return Signature(CHECKED.get(name, op), params, "tensors", gives)
+    return Signature(target, params, "tensors", gives)
 
 
 def _param(argument: torch._C.Argument) -> Param:

@@ -26,6 +26,7 @@ from pathlib import Path
 import structlog
 
 from loader.spool_files import PART, sweep, write_whole
+from loader.threads import stand_back
 from loader.tier import Tally, Tier
 
 log = structlog.get_logger()
@@ -59,7 +60,7 @@ class Spool:
         self._paused_until = 0.0
         self._scanned = 0.0
         self._tally = Tally()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        self._writer = ThreadPoolExecutor(1, "spool", stand_back)
         self._writer.submit(self._begin)
 
     # -- reading, in the loader's threads ---------------------------------------------

@@ -91,8 +91,9 @@ class Store:
         if "://" not in url:
             folder = Path(url).expanduser()
             if not folder.is_dir():
-                raise ValueError(f"--store {url}: there is no such folder")
-            return cls(LocalStore(folder), "file", folder)
+                # Not repeated: a mistyped s3:/ URL may have a password in it.
+                raise ValueError("--store: there is no such folder")
+            return cls(LocalStore(folder), "file", folder.resolve())
         scheme = urlsplit(url).scheme.lower()
         if scheme not in SCHEMES:
             raise ValueError(
@@ -126,6 +127,7 @@ class Store:
                 return await self._small(path, limit)
 
     async def _small(self, path: str, limit: int) -> bytes:
+        await self._check(path)
         result = await obstore.get_async(self._backend, path)
         if result.meta["size"] > limit:
             raise ValueError(f"has {result.meta['size']} bytes, limit {limit}")
@@ -138,6 +140,7 @@ class Store:
         options: GetOptions = {"range": (start, end)}
         if etag is not None:
             options["if_match"] = etag
+        await self._check(path)
         with translated():
             result = await obstore.get_async(self._backend, path, options=options)
             meta = result.meta
@@ -145,8 +148,13 @@ class Store:
         return Chunk(data, meta["size"], meta["e_tag"])
 
     def local(self, path: str) -> Path | None:
-        """The object as a file that can be opened, where the store is a folder."""
-        return None if self._folder is None else self._folder / path
+        """The object as a file that can be opened, where the store is a folder.
+        Missing if it is not a plain file of that folder."""
+        return None if self._folder is None else plain_file(self._folder, path)
+
+    async def _check(self, path: str) -> None:
+        if self._folder is not None:
+            await asyncio.to_thread(plain_file, self._folder, path)
 
     async def put(self, path: str, data: bytes) -> None:
         """Write an object (packing and the demo; the server never writes)."""
@@ -176,6 +184,19 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.scheme}://...)"
+
+
+def plain_file(folder: Path, path: str) -> Path:
+    """The file at `path` below `folder`, links followed.
+
+    Missing if that leads out of the folder, or to what is no plain file: a link to
+    another tenant's file or a FIFO is nobody's model. (Links that stay inside are how
+    Kubernetes mounts volumes.)
+    """
+    found = Path(os.path.realpath(folder / path))
+    if not found.is_relative_to(folder) or not found.is_file():
+        raise Missing
+    return found
 
 
 @contextmanager
@@ -223,7 +244,10 @@ def client_options(environ: Mapping[str, str]) -> "ClientConfig":
         "connect_timeout": timedelta(seconds=5),
         "read_timeout": timedelta(seconds=10),
         # Plain http only where the operator's own endpoint says so.
-        "allow_http": environ.get("AWS_ENDPOINT_URL", "").startswith("http://")
+        "allow_http": any(
+            environ.get(name, "").startswith("http://")
+            for name in ("AWS_ENDPOINT_URL", "S3_ENDPOINT")
+        )
         or not _true(environ.get("S3_USE_HTTPS", "1")),
     }
     if "S3_VERIFY_SSL" in environ and not _true(environ["S3_VERIFY_SSL"]):

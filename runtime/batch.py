@@ -13,6 +13,7 @@ model starves another. All state is the event loop's; only `forward` runs in a l
 
 import asyncio
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -68,8 +69,10 @@ class Batcher:
         self._max_queued = max_queued
         self._together = together
         self._pace = Pace()
-        self._queues: dict[str, Queue] = {}
-        self._turns: deque[str] = deque()
+        # By identity and not by name: a job runs in the life of its model that it has
+        # a lease on, and no other. (A queue holds its model: no id comes twice.)
+        self._queues: dict[int, Queue] = {}
+        self._turns: deque[int] = deque()
         self.queued = 0
 
     async def run(
@@ -98,8 +101,8 @@ class Batcher:
         except asyncio.CancelledError:
             if job.running:
                 await settled(job.done)
-            else:
-                job.done.cancel()
+            elif not job.done.done():
+                self._withdraw(id(model), job)
             raise
 
     def _here(self, model: Model, job: Job) -> Tensors:
@@ -118,13 +121,23 @@ class Batcher:
         self._witness(model, batch, ended.seconds)
 
     def _put(self, model: Model, job: Job) -> None:
-        key = model.spec.key
+        key = id(model)
         queue = self._queues.get(key)
         if queue is None:
             queue = self._queues[key] = Queue(model, deque())
             self._turns.append(key)
         queue.jobs.append(job)
         self.queued += 1
+
+    def _withdraw(self, key: int, job: Job) -> None:
+        """Nobody waits for this job: its tensors go now, its lease does too. Were it
+        left until a lane is free, the dead could fill the queue against the living."""
+        queue = self._queues[key]
+        queue.jobs.remove(job)
+        self.queued -= 1
+        if not queue.jobs:
+            del self._queues[key]
+            self._turns.remove(key)
 
     def _start(self) -> None:
         """Give each free lane the next model's batch."""
@@ -146,9 +159,7 @@ class Batcher:
         rows, now = 0, asyncio.get_running_loop().time()
         while queue.jobs:
             job = queue.jobs[0]
-            if job.done.done():  # cancelled while it waited
-                pass
-            elif job.deadline is not None and job.deadline <= now:
+            if job.deadline is not None and job.deadline <= now:
                 job.done.set_exception(
                     DeadlinePassed("the deadline passed while the request waited")
                 )
@@ -205,29 +216,41 @@ def forward(model: Model, batch: Sequence[Job]) -> Ended:
     if len(batch) == 1:
         outcomes = [_alone(model, batch[0])]
     else:
-        try:
-            outcomes = _together(model, batch)
-        except Exception:  # noqa: BLE001 - told to those whom it concerns, just below
-            outcomes = [_alone(model, job) for job in batch]
+        # Not in the `except`: there the failed call's tensors would still be held.
+        outcomes = _together(model, batch) or [_alone(model, job) for job in batch]
     return Ended(outcomes, time.perf_counter() - began)
 
 
 def _alone(model: Model, job: Job) -> Tensors | Exception:
     try:
         return _call(model, job.inputs)
-    except torch.OutOfMemoryError:
-        return DeviceFull("the device has no memory left to run this request")
     except LOST:
         raise  # nobody's own fault, and no other call can succeed (runtime/lanes.py)
     except Exception as error:  # noqa: BLE001 - the caller's to hear, not the batch's
+        if _out_of_memory(error):
+            return DeviceFull("the device has no memory left to run this request")
+        # Its traceback holds the forward's frame and so every activation, for as long
+        # as anybody holds the error: in a cycle of frames until the next collection.
+        traceback.clear_frames(error.__traceback__)
         return error
 
 
+def _out_of_memory(error: Exception) -> bool:
+    """The CPU allocator raises a plain RuntimeError; the text is its only sign."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
 def _together(model: Model, batch: Sequence[Job]) -> list[Tensors]:
+    """Each job's outputs; none at all if the call failed."""
     columns = zip(*[job.inputs for job in batch], strict=True)
-    outputs = _call(model, tuple([torch.cat(column) for column in columns]))
     sizes = [job.rows for job in batch]
-    parts = [torch.split(output, sizes) for output in outputs]
+    try:
+        outputs = _call(model, tuple([torch.cat(column) for column in columns]))
+        parts = [torch.split(output, sizes) for output in outputs]
+    except Exception:  # noqa: BLE001 - tried one by one, and then told to each
+        return []
     return [tuple(part) for part in zip(*parts, strict=True)]
 
 

@@ -31,6 +31,8 @@ MANIFEST_LIMIT = 1 << 20
 """Bytes of a model.json at most; a manifest with 100 inputs has about 12 KiB."""
 REMEMBERED = 65536
 """Manifests kept (about 2 KiB each), and unknown names kept."""
+LOOK_BACK = 8
+"""Versions without a model.json that may lie above the latest whole one."""
 
 Name = tuple[str, str]
 """(model, version); an empty version stands for the latest."""
@@ -72,7 +74,9 @@ class Catalog:
         self._replaced = replaced
         self._clock = asyncio.get_running_loop().time
         self._entries: LRUCache[Name, Entry] = LRUCache(REMEMBERED)
-        self._unknown: TTLCache[Name, ModelNotFound] = TTLCache(
+        # Names and not errors: a raised error holds the frames, and with them the
+        # message, of the call that met it.
+        self._unknown: TTLCache[Name, Name] = TTLCache(
             REMEMBERED, unknown_ttl, timer=self._clock
         )
         self._flights: dict[Name, asyncio.Task[ModelSpec]] = {}
@@ -95,7 +99,7 @@ class Catalog:
         name = (model, version)
         unknown = self._unknown.get(name)
         if unknown is not None:
-            raise unknown.with_traceback(None)
+            raise ModelNotFound(*unknown)
         flight = self._flights.get(name) or self._fly(name)
         # Not awaited directly: our cancellation must not end the others' look-up.
         await asyncio.wait((flight,))
@@ -107,7 +111,8 @@ class Catalog:
         """The versions in the store, ascending; ModelNotFound if there is none."""
         check_names(model)
         folders, objects = await self._store.children(f"{model}/")
-        found = sorted({int(f) for f in folders if f.isdecimal() and f.isascii()})
+        # A folder "007" is none of ours: it could not be asked for as 7.
+        found = sorted({int(folder) for folder in folders if valid_version(folder)})
         if "model.json" in objects and 1 not in found:
             found.insert(0, 1)
         if not found:
@@ -148,7 +153,7 @@ class Catalog:
             self._entries[name] = Entry(task.result(), self._clock())
         elif isinstance(error, ModelNotFound):
             self._entries.pop(name, None)
-            self._unknown[name] = error
+            self._unknown[name] = error.model, error.version
         elif name in self._entries:
             # Served on from what we know; asked again after another ttl.
             self._entries[name].read_at = self._clock()
@@ -158,13 +163,25 @@ class Catalog:
     async def _read(self, name: Name) -> ModelSpec:
         model, version = name
         check_names(model, version)
-        if not version:
-            version = (await self.versions(model))[-1]
-        spec = await self._manifest(model, version)
+        if version:
+            spec = await self._manifest(model, version)
+        else:
+            spec = await self._latest(model)
         entry = self._entries.get(name)
         if entry is None or entry.spec.key == spec.key:
             return spec
         return spec if await self._replaced(entry.spec, spec) else entry.spec
+
+    async def _latest(self, model: str) -> ModelSpec:
+        """The highest version that is whole: an upload brings its files one by one, and
+        until model.json is there the version before it goes on serving."""
+        versions = await self.versions(model)
+        for version in versions[: -LOOK_BACK - 1 : -1]:
+            try:
+                return await self._manifest(model, version)
+            except ModelNotFound:
+                continue
+        raise ModelNotFound(model)
 
     async def _manifest(self, model: str, version: str) -> ModelSpec:
         folders = [f"{model}/{version}"]

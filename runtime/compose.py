@@ -10,8 +10,9 @@ byte is given back, gRPC ends, then HTTP, then the threads.
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
+from typing import Literal
 
 import structlog
 import torch
@@ -74,6 +75,9 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
         serving = await stack.enter_async_context(
             await start(engine, address=address, options=options)
         )
+        # Before we say that we serve: who is told so may well end us at once.
+        told = asyncio.ensure_future(serving.told_to_stop())
+        await asyncio.sleep(0)
         snapshot = engine.snapshot()
         log.info(
             "serving",
@@ -83,7 +87,7 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
             capacity=snapshot.capacity,
             policy=snapshot.policy,
         )
-        await _first(serving.told_to_stop(), lost.wait())
+        await _first(told, asyncio.ensure_future(lost.wait()))
     return DEVICE_LOST if lost.is_set() else 0
 
 
@@ -259,9 +263,10 @@ def default_lanes(device: torch.device) -> int:
     return 2 if device.type == "cuda" else min(4, os.cpu_count() or 1)
 
 
-async def _first(*waits: Coroutine[None, None, object]) -> None:
+async def _first(
+    *tasks: "asyncio.Future[None] | asyncio.Future[Literal[True]]",
+) -> None:
     """Until one of them ends; the others are called off."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in tasks:
         task.cancel()

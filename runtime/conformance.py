@@ -31,8 +31,8 @@ def conform(request: Request, spec: ModelSpec) -> tuple[torch.Tensor, ...]:
             tensor.shape, want.shape
         ):
             raise _misfit(tensor, want, spec)
-        if want.low is not None or want.high is not None:
-            _check_range(tensor, want, spec)
+        if want.max_shape or want.low is not None or want.high is not None:
+            _check_bounds(tensor, want, spec)
         tensors.append(tensor)
     if spec.max_batch_size:
         _check_batch(tensors, spec)
@@ -99,6 +99,19 @@ def _check_outputs(request: Request, spec: ModelSpec) -> None:
             raise BadRequest(
                 f"unexpected inference output '{name}' for model '{spec.name}'"
             )
+
+
+def _check_bounds(tensor: torch.Tensor, want: TensorSpec, spec: ModelSpec) -> None:
+    """What indexes a table, by its value or by its place, must not reach past it."""
+    # Empty if no dimension has a bound; else one for each (loader/manifest.py).
+    for size, most in zip(tensor.shape, want.max_shape, strict=False):
+        if most != -1 and size > most:
+            raise BadRequest(
+                f"unexpected shape for input '{want.name}' for model '{spec.name}'. "
+                f"Expected at most {_dims(want.max_shape)}, got {_dims(tensor.shape)}"
+            )
+    if want.low is not None or want.high is not None:
+        _check_range(tensor, want, spec)
 
 
 def _check_range(tensor: torch.Tensor, want: TensorSpec, spec: ModelSpec) -> None:

@@ -3,6 +3,7 @@
     Refused
     ├── BadRequest       malformed: shape, datatype, bytes, range, batch too large
     ├── TooLarge         the model is larger than the whole budget
+    ├── AnswerTooLarge   the outputs are larger than a message may be
     ├── NoRoom           no room now; come again after `retry_after`
     │   ├── OverQuota    its tenant holds all that it may
     │   └── Thrashing    more is in demand at once than fits; the coldest come later
@@ -35,6 +36,10 @@ class BadRequest(Refused):
 
 class TooLarge(Refused):
     """Larger than the whole budget: refused at once, nothing fetched or evicted."""
+
+
+class AnswerTooLarge(Refused):
+    """The outputs do not fit into one message; ask for fewer of them, or fewer rows."""
 
 
 class NoRoom(Refused):

@@ -18,8 +18,11 @@ UNEXPECTED_LASTS = 5.0
 """Seconds for an error that is not one of ours: no herd at a model that trips a bug."""
 
 
-def _forget_frames(error: BaseException | None) -> None:
-    """A traceback holds every local of every frame of the load; it has been logged."""
+def forget_frames(error: BaseException | None) -> None:
+    """A traceback holds every local of every frame it came through; it has been logged.
+
+    An error that is remembered would hold them too: a load's buffers, a call's message.
+    """
     while error is not None:
         error.__traceback__ = None
         error = error.__cause__ or error.__context__
@@ -41,7 +44,7 @@ class Failures(Generic[M]):
     def remember(self, life: Residency[M], error: Exception, now: float) -> None:
         """A load failed; how long that is remembered depends on the kind."""
         lasts = error.lasts if isinstance(error, LoadFailed) else UNEXPECTED_LASTS
-        _forget_frames(error)
+        forget_frames(error)
         life.failure, life.retry_at = error, now + lasts
         life.move(Stage.FAILED)
         self._lives[life.spec.key] = life

@@ -20,6 +20,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from runtime.errors import BadRequest
+from runtime.failures import forget_frames
 from runtime.status import DETAILS_KEY, Code, answer_to
 
 # Any: grpc's own signatures are generic over messages that nobody here looks into.
@@ -119,7 +120,13 @@ class _Border:
         if isinstance(error, grpc.aio.AbortError):
             raise error  # the method has told the caller itself
         status = answer_to(error, self._method)
+        forget_frames(error)
         self._on_end(self._method, status.code)
         details = status.details
         trailing = () if details is None else ((DETAILS_KEY, details),)
-        await context.abort(_CODES[status.code], status.text, trailing)
+        try:
+            await context.abort(_CODES[status.code], status.text, trailing)
+        except grpc.aio.InternalError:
+            # The call ended first, as it does when its deadline is also what failed
+            # inside. Nobody is there to be told, and grpc would log it as our error.
+            raise asyncio.CancelledError from None

@@ -21,6 +21,7 @@ from loader.memory import memory_on
 from loader.pool import Pool
 from loader.spool import Spool
 from loader.store import Store
+from loader.threads import stand_back
 from runtime.config import Settings
 
 
@@ -33,7 +34,7 @@ async def loading(
     settings: Settings, store: Store, device: torch.device, ledger: Ledger, costs: Costs
 ) -> AsyncIterator[Loader]:
     """A loader whose arena has what the ledger has. Raises Unservable."""
-    threads = ThreadPoolExecutor(settings.concurrent_loads, "loader")
+    threads = ThreadPoolExecutor(settings.concurrent_loads, "loader", stand_back)
     async with contextlib.AsyncExitStack() as stack:
         host, spool = None, None
         try:

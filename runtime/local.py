@@ -63,8 +63,11 @@ class LocalEngine:
         """What the loader tells of the tiers (loader/load.py)."""
         self.ready = True
 
-    async def predict(self, request: Request) -> Answer:
-        """Lease the model (loading it if need be), run it, give the outputs."""
+    async def predict(self, request: Request, again: bool = False) -> Answer:
+        """Lease the model (loading it if need be), run it, give the outputs.
+
+        `again`: the manifest is fresh; what the store refuses now is really refused.
+        """
         began = self._clock()
         spec = self._catalog.known(request.model, request.version)
         tally: Tally | None = None
@@ -78,12 +81,12 @@ class LocalEngine:
                 rows = inputs[0].shape[0] if spec.max_batch_size and inputs else 1
                 outputs = await self._batcher.run(model, inputs, rows, request.deadline)
         except Exception as error:
+            if not again and spec is not None and await self._outdated(spec, error):
+                return await self.predict(request, again=True)
             if tally is not None:
                 tally.fail.add(self._clock() - began)
             known = "" if spec is None else spec.name
             self._observer.refused(known, type(error).__name__)
-            if spec is not None and isinstance(error, ArtifactRefused):
-                self._catalog.doubt(spec)
             raise
         seconds = self._clock() - began
         self._statistics.answered(tally, lease.temperature, seconds)
@@ -118,7 +121,13 @@ class LocalEngine:
     ) -> None:
         """Make resident now; returns when it is."""
         spec = await self._find(model, version)
-        async with self._cache.lease(spec, deadline):
+        try:
+            async with self._cache.lease(spec, deadline):
+                return
+        except ArtifactRefused as error:
+            if not await self._outdated(spec, error):
+                raise
+        async with self._cache.lease(await self._find(model, version), deadline):
             pass
 
     async def unload(self, model: str, version: str = "") -> None:
@@ -234,6 +243,18 @@ class LocalEngine:
             self._observer.queued(spec.name, job.waited)
         tally.compute.add(seconds)
         self._observer.computed(spec.name, seconds, rows, len(batch))
+
+    async def _outdated(self, spec: ModelSpec, error: Exception) -> bool:
+        """True if the store was written to after its manifest was read: what did not
+        fit the old one may well fit the new."""
+        if not isinstance(error, ArtifactRefused):
+            return False
+        self._catalog.doubt(spec)
+        try:
+            fresh = await self._catalog.find(spec.name, spec.version)
+        except (LoadFailed, Refused):
+            return False
+        return fresh.key != spec.key
 
     async def _find(self, model: str, version: str) -> ModelSpec:
         if not self.ready:

@@ -26,6 +26,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from runtime import explanation
 from runtime.engine import Engine
@@ -39,6 +40,9 @@ FRESH = {"cache-control": "no-store"}
 BACKLOG = 128
 IDLE_S = 65
 """Connections that are idle for so long are closed; load balancers keep theirs 60 s."""
+HEAD_S = 10.0
+"""Within which a request's head must be whole, from its first byte (or from the
+connection, for the first one)."""
 LARGEST_HEAD = 16 * 1024
 """Bytes of a request line with its headers. No route here reads a body."""
 CONCURRENT = 512
@@ -111,10 +115,13 @@ def application(engine: Engine, metrics: Metrics, info: ServerInfo) -> Starlette
         "/hotset/status": status,
         "/hotset/explain/{model}": explain,
     }
-    return Starlette(
+    app = Starlette(
         routes=[Route(path, _answering(function)) for path, function in routes.items()],
         exception_handlers={HTTPException: _refusal},
     )
+    # A redirect would repeat the Host header, which is whatever the caller says.
+    app.router.redirect_slashes = False
+    return app
 
 
 async def _refusal(_: Request, error: Exception) -> Response:
@@ -158,7 +165,7 @@ async def listening(app: Starlette, host: str, port: int) -> AsyncIterator[int]:
             timeout_keep_alive=IDLE_S,
             timeout_graceful_shutdown=LAST_WORDS_S,
             h11_max_incomplete_event_size=LARGEST_HEAD,
-            http="h11",
+            http=_Impatient,
             limit_concurrency=CONCURRENT,
         )
     )
@@ -179,6 +186,43 @@ class _Embedded(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Take none."""
         yield
+
+
+class _Impatient(H11Protocol):
+    """Closes connections that do not come to the point.
+
+    uvicorn's only time limit begins when an answer ends: CONCURRENT connections that
+    send half a head, or nothing, would keep liveness probes out for ever.
+    """
+
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(  # type: ignore[override]
+        self, transport: asyncio.Transport
+    ) -> None:
+        """The first head may take HEAD_S."""
+        super().connection_made(transport)
+        self._late = self.loop.call_later(HEAD_S, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        """Whatever comes while nothing is being answered must become a head in time;
+        the rest of a body that nobody reads is no exception."""
+        super().data_received(data)
+        cycle: RequestResponseCycle | None = self.cycle  # uvicorn's own hint lies
+        if cycle is not None and not cycle.response_complete:
+            self._cancel()
+        elif self._late is None:
+            self._late = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """A timer would hold the connection's buffers."""
+        self._cancel()
+        super().connection_lost(exc)
+
+    def _cancel(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -177,7 +177,12 @@ async def start(
     assert api_implementation.Type() == "upb", "protobuf runs without upb"
     inference = answered_by(
         open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
-        OpenInference(engine, name=options.name, ready_means=options.ready_means),
+        OpenInference(
+            engine,
+            name=options.name,
+            ready_means=options.ready_means,
+            max_answer=options.max_message_bytes,
+        ),
         Repository(engine),
     )
     health = Health(engine, [inference.name, *(service.name for service in services)])

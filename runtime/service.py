@@ -16,7 +16,7 @@ from runtime.call import Call, deadline_of
 from runtime.engine import Engine
 from runtime.logs import about
 from runtime.status import Status, answer_to
-from runtime.wire import check_address, decode, encode, wants_raw
+from runtime.wire import MAX_ANSWER, check_address, decode, encode, wants_raw
 
 Readiness = Literal["servable", "resident"]
 """What ModelReady means. A cold model is ready when a request would load it
@@ -38,11 +38,17 @@ class OpenInference:
     """The methods about the server, one model, and inference."""
 
     def __init__(
-        self, engine: Engine, *, name: str = "hotset", ready_means: Readiness
+        self,
+        engine: Engine,
+        *,
+        name: str = "hotset",
+        ready_means: Readiness,
+        max_answer: int = MAX_ANSWER,
     ) -> None:
         self._engine = engine
         self._name = name
         self._ready_means = ready_means
+        self._max_answer = max_answer
 
     async def ServerLive(
         self, request: pb.ServerLiveRequest, call: Call
@@ -96,7 +102,7 @@ class OpenInference:
         about(request.id, request.model_name)
         raw = wants_raw(request)
         answer = await self._engine.predict(decode(request, deadline_of(call)))
-        return encode(answer, id=request.id, raw=raw)
+        return encode(answer, id=request.id, raw=raw, limit=self._max_answer)
 
     async def ModelStreamInfer(
         self, requests: AsyncIterator[pb.ModelInferRequest], call: Call

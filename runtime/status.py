@@ -29,6 +29,7 @@ from loader.errors import (
     StoreUnreachable,
 )
 from runtime.errors import (
+    AnswerTooLarge,
     BackingOff,
     BadRequest,
     DeadlinePassed,
@@ -83,6 +84,8 @@ TABLE: Mapping[type[Exception], Row] = {
     BadRequest: Row(Code.INVALID_ARGUMENT, 400),
     ArtifactRefused: Row(Code.FAILED_PRECONDITION, 422),
     TooLarge: Row(Code.FAILED_PRECONDITION, 422),
+    # The code that grpc itself has for a message over the limit.
+    AnswerTooLarge: Row(Code.RESOURCE_EXHAUSTED, 422),
     NoRoom: Row(Code.RESOURCE_EXHAUSTED, 429, retry=1.0),
     QueueFull: Row(Code.RESOURCE_EXHAUSTED, 429, retry=1.0),
     DeviceFull: Row(Code.RESOURCE_EXHAUSTED, 429, retry=DeviceFull.lasts),
@@ -151,6 +154,9 @@ def sayable(text: str) -> str:
     A name with a newline or an escape in it must not write log lines or colour the
     terminals of others (CWE-117).
     """
+    # Cut first: a name may be as long as a message, and what follows looks at each of
+    # its characters on the event loop.
+    text = text[:MAX_TEXT]
     if not text.isprintable():
         text = "".join(char if char.isprintable() else "?" for char in text)
     if len(text) > MAX_TEXT // 4:  # no character takes more than 4 bytes

@@ -15,7 +15,7 @@ from protos import open_inference_pb2 as pb
 from runtime.contents import CARRIES, FIELD, ITEMSIZE, from_raw, from_values, to_raw
 from runtime.datatypes import NAMES, RAW_ONLY
 from runtime.engine import Answer, Request
-from runtime.errors import BadRequest
+from runtime.errors import AnswerTooLarge, BadRequest
 
 MAX_TENSORS = 256
 """Inputs or requested outputs of one request; a request with more is an attack on our
@@ -27,6 +27,9 @@ MAX_RANK = 16
 MAX_ELEMENTS = 2**48
 """Elements a shape may claim, zero-sized dimensions left out: keeps strides in 64 bits
 whatever the bytes say."""
+
+MAX_ANSWER = 2**31 - 1
+"""Bytes of tensors in one answer; protobuf ends here."""
 
 TEMPERATURE = "hotset_temperature"
 """The response parameter that says how the request met its model: hit, wait, miss."""
@@ -79,18 +82,22 @@ def wants_raw(message: pb.ModelInferRequest) -> bool:
     return bool(message.raw_input_contents) or not message.inputs
 
 
-def encode(answer: Answer, *, id: str = "", raw: bool = True) -> pb.ModelInferResponse:
+def encode(
+    answer: Answer, *, id: str = "", raw: bool = True, limit: int = MAX_ANSWER
+) -> pb.ModelInferResponse:
     """The answer as a message; each tensor is written once.
 
     FP16 and BF16 have no typed form, and a response is raw as a whole or not at all.
+    Raises AnswerTooLarge before it writes more than `limit` bytes of tensors.
     """
+    raw = raw or any(NAMES[tensor.dtype] in RAW_ONLY for _, tensor in answer.outputs)
+    _check_size(answer, raw, limit)
     response = pb.ModelInferResponse()
     response.model_name = answer.model
     response.model_version = answer.version
     response.id = id
     # Clients ignore parameters they do not know; demo and benches split latency by it.
     response.parameters[TEMPERATURE].string_param = answer.temperature
-    raw = raw or any(NAMES[tensor.dtype] in RAW_ONLY for _, tensor in answer.outputs)
     outputs, raws = response.outputs, response.raw_output_contents
     for name, tensor in answer.outputs:
         datatype = NAMES[tensor.dtype]
@@ -104,6 +111,20 @@ def encode(answer: Answer, *, id: str = "", raw: bool = True) -> pb.ModelInferRe
             values = getattr(output.contents, FIELD[datatype])
             values.extend(tensor.flatten().tolist())
     return response
+
+
+def _check_size(answer: Answer, raw: bool, limit: int) -> None:
+    """An expanded tensor has few bytes until it is written, and that is done on the
+    event loop. A typed element takes a byte at least."""
+    size = sum(
+        tensor.numel() * (tensor.element_size() if raw else 1)
+        for _, tensor in answer.outputs
+    )
+    if size > limit:
+        raise AnswerTooLarge(
+            f"the outputs of model '{answer.model}' take {size} bytes, "
+            f"more than the {limit} of a message"
+        )
 
 
 def _requested(model: str, outputs: Sequence[_Output]) -> tuple[str, ...]:

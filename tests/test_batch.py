@@ -1,7 +1,9 @@
 """Requests that wait for one model become one call; nobody waits for company."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -153,6 +155,49 @@ async def test_out_of_memory_is_typed_and_tried_in_smaller_calls(bench) -> None:
     assert outcomes[2] == [4.0]
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+)
+async def test_a_host_without_memory_is_typed_too(bench, error) -> None:
+    model = Doubler("m", bench.log)
+    model.trouble = [error]
+    with pytest.raises(DeviceFull):
+        await run(bench, model, 1)
+
+
+async def test_a_failed_call_holds_none_of_its_tensors(bench) -> None:
+    """Activations may be gigabytes; a collector that may come late must not be what
+    frees them, and the calls that follow a failed batch need the room at once."""
+    alive: list[weakref.ref] = []
+
+    class Leaky(Doubler):
+        def forward(self, inputs):
+            assert [ref for ref in alive if ref() is not None] == []
+            activation = torch.zeros(1000)
+            alive.append(weakref.ref(activation))
+            return super().forward(inputs)
+
+    model = Leaky("m", bench.log, breaks=2.0)
+    model.gate.clear()
+    tasks = ask(bench, model, 0)
+    await asyncio.to_thread(model.entered.wait, 10)
+    tasks += ask(bench, model, 1, 2, 3)
+    await asyncio.sleep(0)
+    gc.disable()
+    try:
+        model.gate.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert isinstance(outcomes[2], ValueError)
+        assert len(alive) == 5, "alone, together, and then one by one"
+        assert [ref for ref in alive if ref() is not None] == []
+    finally:
+        gc.enable()
+
+
 async def test_cancelled_while_queued_never_runs(bench) -> None:
     model, first = await held_up(bench)
     gone, stays = ask(bench, model, 1, 2)
@@ -164,6 +209,50 @@ async def test_cancelled_while_queued_never_runs(bench) -> None:
     await first
     assert bench.log == [("m", [0.0]), ("m", [2.0])]
     assert bench.batcher.queued == 0
+
+
+async def test_a_model_that_came_back_is_not_run_in_its_former_life(bench) -> None:
+    """Everybody who waited for a model gave up while the lane was busy; their leases
+    are over, it was evicted, and loaded again for the next one who asks."""
+    busy, first = await held_up(bench, "busy")
+    former = Doubler("m", bench.log)
+    former.trouble = [AssertionError("its weights are somebody else's by now")]
+    (gone,) = ask(bench, former, 1)
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.wait([gone])
+    (stays,) = ask(bench, Doubler("m", bench.log), 2)
+    await asyncio.sleep(0)
+    busy.gate.set()
+    assert await stays == [4.0]
+    await first
+    assert bench.batcher.queued == 0
+
+
+async def test_who_gave_up_takes_no_place_in_the_queue(bench) -> None:
+    """Short deadlines and a busy device: the dead must not fill the queue."""
+    model, first = await held_up(bench)
+    for _ in range(3):
+        wave = ask(bench, model, *range(10))
+        await asyncio.sleep(0)
+        tensors = [weakref.ref(job.inputs[0]) for job in queued(bench)]
+        assert len(tensors) == bench.batcher.queued == 10
+        for task in wave:
+            task.cancel()
+        await asyncio.wait(wave)
+        del wave, task
+        assert bench.batcher.queued == 0
+        assert [ref for ref in tensors if ref() is not None] == []
+    (stays,) = ask(bench, model, 4)
+    await asyncio.sleep(0)
+    model.gate.set()
+    assert await stays == [8.0]
+    await first
+    assert bench.log == [("m", [0.0]), ("m", [4.0])]
+
+
+def queued(bench):
+    return [job for queue in bench.batcher._queues.values() for job in queue.jobs]
 
 
 async def test_cancelled_while_running_waits_for_the_lane(bench) -> None:

@@ -1,6 +1,8 @@
 """Which models exist: found on demand, believed for a while, read again in the back."""
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,43 @@ async def test_a_manifest_alone_is_version_1(store) -> None:
         assert (spec.version, spec.directory) == ("1", "flat")
 
 
+async def test_a_version_without_its_manifest_is_not_there_yet(store) -> None:
+    """Buckets have no rename: a version's files appear one after the other."""
+    catalog = Catalog(store, ttl=0)
+    old = await catalog.find("m")
+    made = tiny_models.files(11)
+    manifest = made.pop("model.json")
+    tiny_models.write(store.folder / "m" / "11", made)
+    await catalog.find("m")
+    await background(catalog)
+    known = catalog.known("m")
+    assert known is not None
+    assert known.key == old.key
+    await background(catalog)
+    assert (await Catalog(store).find("m")).version == "10"
+    with pytest.raises(ModelNotFound, match="version 11"):
+        await catalog.find("m", "11")
+    tiny_models.write(store.folder / "m" / "11", {"model.json": manifest})
+    assert (await Catalog(store).find("m")).version == "11"
+
+
+async def test_a_model_of_unfinished_versions_is_unknown(store) -> None:
+    for version in range(1, 40):
+        (store.folder / "void" / str(version)).mkdir(parents=True)
+        (store.folder / "void" / str(version) / "model.safetensors").touch()
+    with pytest.raises(ModelNotFound, match="'void' is not found"):
+        await Catalog(store).find("void")
+    assert len(store.asked) < 12, "bounded, however many there are"
+
+
+@pytest.mark.parametrize("name", ["0100", "00", "9" * 19, "9" * 200, "1e3"])
+async def test_a_folder_that_is_no_version_is_passed_over(store, name) -> None:
+    tiny_models.linear(store.folder, "m", 7, name)
+    catalog = Catalog(store)
+    assert await catalog.versions("m") == ["1", "2", "10"]
+    assert (await catalog.find("m")).version == "10"
+
+
 async def test_what_is_known_costs_nothing(store) -> None:
     catalog = Catalog(store)
     spec = await catalog.find("m")
@@ -103,6 +142,30 @@ async def test_the_unknown_is_remembered_for_a_while(store, version) -> None:
             await soon.find("nope")
     tiny_models.linear(store.folder, "nope")
     assert (await soon.find("nope")).name == "nope"
+
+
+@pytest.mark.parametrize("version", ["", "7"])
+async def test_the_unknown_holds_no_call_that_asked_for_it(store, version) -> None:
+    class Message:
+        """What a call brought along; 64 MiB of it, maybe."""
+
+    catalog = Catalog(store, unknown_ttl=1000)
+    held: list[weakref.ref] = []
+
+    async def call() -> str:
+        message = Message()
+        held.append(weakref.ref(message))
+        try:
+            await catalog.find("nope", version)
+        except ModelNotFound as error:
+            return error.message
+        return ""
+
+    texts = {await call() for _ in range(3)}
+    gc.collect()
+    assert [ref for ref in held if ref() is not None] == []
+    assert len(texts) == 1
+    assert "'nope'" in texts.pop()
 
 
 @pytest.mark.parametrize(

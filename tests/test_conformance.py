@@ -103,6 +103,16 @@ def test_without_a_batch_dimension_no_dimension_is_limited():
     assert "Expected [-1,2], got [0,2]" in refusal(spec, {"x": torch.zeros(0, 2)})
 
 
+def test_a_free_dimension_ends_where_its_table_of_positions_does():
+    ids = TensorSpec("ids", "INT64", (-1, -1), max_shape=(-1, 4))
+    spec = spec_of("bert", [ids], [])
+    assert conform(Request("bert", {"ids": torch.zeros(8, 4, dtype=torch.int64)}), spec)
+    assert refusal(spec, {"ids": torch.zeros(1, 5, dtype=torch.int64)}) == (
+        "unexpected shape for input 'ids' for model 'bert'. "
+        "Expected at most [-1,4], got [1,5]"
+    )
+
+
 def test_a_scalar_input_fits_a_scalar_only():
     spec = spec_of("scalar", [TensorSpec("x", "FP32", ())], [], max_batch_size=0)
     assert conform(Request("scalar", {"x": torch.tensor(1.0)}), spec)

@@ -6,6 +6,8 @@ import gc
 import json
 import linecache
 import pickle
+import subprocess
+import sys
 import weakref
 import zipfile
 from io import BytesIO
@@ -425,6 +427,33 @@ def test_nothing_listed_can_write_or_draw(name: str) -> None:
         assert "Generator" not in str(argument.real_type)
     for param in known.params:
         assert param.type != "str" or param.name in STRINGS
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int32, torch.int64, torch.uint8])
+def test_a_division_that_overflows_ends_no_process(dtype: torch.dtype) -> None:
+    """In a process of its own, or this one would end with SIGFPE were it not so."""
+    least = torch.iinfo(dtype).min
+    script = f"""
+import torch
+from loader.ops import signature
+x = torch.tensor([{least}, 7, 100], dtype={dtype})
+below = torch.tensor([-1, 2, -1]).to({dtype})
+by_tensor = signature("aten.div.Tensor_mode").target
+by_number = signature("aten.div.Scalar_mode").target
+print(by_tensor(x, below, rounding_mode="trunc").tolist())
+print(by_number(x, -1, rounding_mode="trunc").tolist())
+print(by_number(x, -1.0, rounding_mode="trunc").tolist()[1:])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, third = done.stdout.splitlines()
+    if dtype is torch.uint8:
+        assert (first, second) == ("[0, 3, 0]", "[0, 0, 0]")
+    else:
+        assert (first, second) == (f"[{least}, 3, -100]", f"[{least}, -7, -100]")
+    assert third == "[-7.0, -100.0]"
 
 
 HIDDEN, WIDTH = 5, 4

@@ -132,6 +132,38 @@ async def test_a_new_generation_takes_over_without_a_gap(store) -> None:
         assert answers == sorted(answers), "an old answer after a new one"
 
 
+async def test_a_model_overwritten_while_it_was_away_costs_nobody_an_error(
+    store,
+) -> None:
+    """Its manifest is believed for a while; the bytes beside it are others by now."""
+    async with engine_over(store, catalog_ttl=1000) as engine:
+        assert await ask(engine, "m1") == 1.0
+        assert await ask(engine, "m1", "1") == 1.0
+        await engine.unload("m1")
+        tiny_models.linear(store, "m1", 50)
+        waiting = [ask(engine, "m1", version) for version in ("", "1") * 20]
+        assert set(await asyncio.gather(*waiting)) == {50.0}
+        await engine.unload("m1")
+        tiny_models.linear(store, "m1", 60)
+        await engine.load("m1")
+        assert await ask(engine, "m1") == 60.0
+        (stats,) = engine.statistics("m1")
+        assert stats.fail.count == 0
+
+
+async def test_what_stays_broken_is_refused_after_one_more_look(store) -> None:
+    async with engine_over(store, catalog_ttl=1000) as engine:
+        await engine.describe("m1")
+        (store / "m1" / "1" / "model.safetensors").write_bytes(b"x" * 400)
+        for _ in range(3):
+            with pytest.raises(ArtifactRefused):
+                await ask(engine, "m1")
+            with pytest.raises(ArtifactRefused):
+                await engine.load("m1")
+        (stats,) = engine.statistics("m1")
+        assert stats.fail.count == 3
+
+
 async def test_a_broken_upload_takes_no_serving_model_down(store) -> None:
     async with engine_over(store, catalog_ttl=0) as engine:
         assert await ask(engine, "m1") == 1.0

@@ -3,6 +3,9 @@
 import asyncio
 import contextlib
 import io
+import os
+import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -152,3 +155,15 @@ async def test_a_reload_costs_what_the_tier_below_takes(store, two) -> None:
             (life,) = engine._cache.residencies.values()
             costs[host_cache] = engine._cache.room.candidate(life).reload_s
     assert 0 < costs["1MiB"] < costs["0"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have priorities on Linux")
+async def test_loading_threads_stand_back_and_the_others_do_not(store) -> None:
+    async with engine_over(store) as engine:
+        await ask(engine, "m1")
+        nice = {
+            thread.name: os.getpriority(os.PRIO_PROCESS, thread.native_id)
+            for thread in threading.enumerate()
+        }
+    ours = nice.pop("loader_0")
+    assert ours > max(nice[name] for name in nice if not name.startswith("loader"))

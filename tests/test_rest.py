@@ -8,6 +8,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from runtime import rest
 from runtime.counts import Counts
 from runtime.engine import Resident, Snapshot
 from runtime.metrics import Metrics
@@ -85,6 +86,14 @@ async def test_metrics_are_read_back_by_prometheus_own_parser(client, counts):
     assert answer.text.endswith("# EOF\n")
 
 
+@pytest.mark.parametrize("version", ["new", "1.x", "\xff", "", "1.0.0;q=x"])
+async def test_a_scraper_may_ask_for_a_version_that_does_not_exist(client, version):
+    asked = {"accept": f"application/openmetrics-text; version={version}".encode()}
+    answer = await client.get("/metrics", headers=asked)
+    assert answer.status_code == 200
+    assert "hotset_requests" in answer.text
+
+
 async def test_the_status_is_a_report(client, engine):
     answer = await client.get("/hotset/status")
     assert answer.headers["content-type"] == "application/json"
@@ -149,6 +158,43 @@ async def test_a_head_without_end_is_cut(client):
     writer.write(b"GET / HTTP/1.1\r\nx: " + b"a" * LARGEST_HEAD)
     answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 400")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        (b"", b""),
+        (b"GET / HT", b""),
+        (b"GET / HTTP/1.1\r\nhost: a\r\nx-", b""),
+        (b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", b"GET / HTTP/1.1\r\nx-"),
+        (b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 99\r\n\r\n", b"x"),
+    ],
+)
+async def test_who_does_not_come_to_the_point_is_sent_away(
+    client, monkeypatch, first, then
+):
+    """Else a few hundred such connections keep every liveness probe out."""
+    monkeypatch.setattr(rest, "HEAD_S", 0.2)
+    port = client.base_url.port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(first)
+    if then:
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 ")
+        writer.write(then)
+    async with asyncio.timeout(10):
+        await reader.read()  # to the end of the connection
+    writer.close()
+
+
+async def test_who_comes_to_the_point_may_stay(client, monkeypatch):
+    monkeypatch.setattr(rest, "HEAD_S", 0.5)
+    port = client.base_url.port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for _ in range(4):  # each within its time, all of them together not
+        writer.write(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert (await reader.readuntil(b"}")).startswith(b"HTTP/1.1 200")
+        await asyncio.sleep(0.2)
     writer.close()
 
 

@@ -17,6 +17,7 @@ from loader.errors import (
     StoreUnreachable,
 )
 from runtime.errors import (
+    AnswerTooLarge,
     BackingOff,
     BadRequest,
     DeadlinePassed,
@@ -34,6 +35,7 @@ ROWS = [
     (BadRequest("no"), Code.INVALID_ARGUMENT, 400, None),
     (ArtifactRefused("graph.json", "no"), Code.FAILED_PRECONDITION, 422, None),
     (TooLarge("no"), Code.FAILED_PRECONDITION, 422, None),
+    (AnswerTooLarge("no"), Code.RESOURCE_EXHAUSTED, 422, None),
     (NoRoom("no", retry_after=2.5), Code.RESOURCE_EXHAUSTED, 429, 2.5),
     (NoRoom("no"), Code.RESOURCE_EXHAUSTED, 429, 1.0),
     (QueueFull("no", retry_after=0.0), Code.RESOURCE_EXHAUSTED, 429, 0.0),
@@ -135,6 +137,25 @@ def test_a_text_is_cut_to_a_kilobyte_between_characters(char):
     assert len(said.encode()) <= MAX_TEXT
     assert len(said.encode()) > MAX_TEXT - 4
     assert set(said) == {char}
+
+
+def test_a_text_is_looked_at_no_further_than_it_is_sent():
+    """A name in it may be as long as a message, and the event loop waits meanwhile."""
+    looked = 0
+
+    class Text(str):
+        def __getitem__(self, key):
+            return Text(super().__getitem__(key))
+
+        def __iter__(self):
+            nonlocal looked
+            for char in super().__iter__():
+                looked += 1
+                yield char
+
+    assert sayable(Text("a" * 100_000 + "\n")) == "a" * MAX_TEXT
+    assert sayable(Text("\n" * 100_000)) == "?" * MAX_TEXT
+    assert looked <= MAX_TEXT
 
 
 def test_a_text_of_lone_surrogates_can_still_be_sent():

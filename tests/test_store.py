@@ -1,5 +1,6 @@
 """URLs, environments and faults of object stores."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -99,12 +100,43 @@ def test_tls_as_the_secret_says(tmp_path: Path) -> None:
     assert client_options({})["allow_http"] is False
     assert client_options({"S3_USE_HTTPS": "0"})["allow_http"] is True
     assert client_options({"AWS_ENDPOINT_URL": "http://x"})["allow_http"] is True
+    assert client_options({"S3_ENDPOINT": "http://x"})["allow_http"] is True
     assert "allow_invalid_certificates" not in client_options({"S3_VERIFY_SSL": "1"})
     assert client_options({"S3_VERIFY_SSL": "0"})["allow_invalid_certificates"]
     bundle = tmp_path / "ca.pem"
     bundle.write_bytes(b"PEM")
     options = client_options({"AWS_CA_BUNDLE": str(bundle)})
     assert options["root_certificate"] == b"PEM"
+
+
+@pytest.mark.parametrize("what", ["outside", "looping", "fifo", "folder", "device"])
+async def test_what_is_no_plain_file_of_the_folder_is_missing(tmp_path, what) -> None:
+    """A tenant that can write a link must not read what the server can read."""
+    folder, secret = tmp_path / "store", tmp_path / "secret"
+    (folder / "m").mkdir(parents=True)
+    secret.write_text("{}")
+    path = folder / "m" / "model.json"
+    {
+        "outside": lambda: path.symlink_to(secret),
+        "looping": lambda: path.symlink_to(path),
+        "fifo": lambda: os.mkfifo(path),
+        "folder": lambda: path.mkdir(),
+        "device": lambda: path.symlink_to("/dev/zero"),
+    }[what]()
+    store = Store.open(str(folder))
+    with pytest.raises(Missing):
+        await store.small("m/model.json")
+    with pytest.raises(Missing):
+        await store.chunk("m/model.json", 0, 1)
+    with pytest.raises(Missing):
+        store.local("m/model.json")
+
+
+async def test_links_that_stay_inside_are_how_volumes_are_mounted(tmp_path) -> None:
+    (tmp_path / "..data" / "m").mkdir(parents=True)
+    (tmp_path / "..data" / "m" / "model.json").write_bytes(b"{}")
+    (tmp_path / "m").symlink_to(tmp_path / "..data" / "m")
+    assert await Store.open(str(tmp_path)).small("m/model.json") == b"{}"
 
 
 SECRET = "AKIACANARY"

@@ -10,7 +10,7 @@ from protos import open_inference_pb2 as pb
 from runtime.contents import SHARED_FROM
 from runtime.datatypes import NAMES, RAW_ONLY, TORCH
 from runtime.engine import Answer
-from runtime.errors import BadRequest
+from runtime.errors import AnswerTooLarge, BadRequest
 from runtime.wire import MAX_TENSORS, decode, encode, wants_raw
 
 TYPED_FIELD = {
@@ -407,3 +407,21 @@ def test_a_shape_that_lies_allocates_nothing():
     finally:
         tracemalloc.stop()
     assert peak < 64 * 1024
+
+
+def test_an_expanded_answer_is_refused_before_it_is_written():
+    """A terabyte of one float: it has four bytes until somebody writes it out."""
+    huge = torch.ones(1).expand(2**38)
+    answer = Answer("m", "1", [("y", huge)], "hit")
+    for raw in (True, False):
+        with pytest.raises(AnswerTooLarge, match="more than the 1000 of a message"):
+            encode(answer, raw=raw, limit=1000)
+        with pytest.raises(AnswerTooLarge):
+            encode(answer, raw=raw)
+
+
+def test_an_answer_of_the_limit_is_written():
+    answer = Answer("m", "1", [("y", torch.zeros(10)), ("z", torch.zeros(15))], "hit")
+    assert encode(answer, limit=100).raw_output_contents[1] == bytes(60)
+    with pytest.raises(AnswerTooLarge):
+        encode(answer, limit=99)

@@ -1,8 +1,10 @@
 """What a caller is told: every row of the table over a socket, and what it never is."""
 
+import asyncio
 import random
 import re
 import string
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -27,6 +29,7 @@ from runtime.errors import (
     QueueFull,
     TooLarge,
 )
+from runtime.interceptor import ErrorBorder
 
 SERVICE = "/inference.GRPCInferenceService"
 
@@ -325,3 +328,41 @@ async def test_500_failing_requests_tell_nothing_about_us(stub, engine, refused)
 @pytest.mark.parametrize("cause", CAUSES, ids=lambda cause: type(cause).__name__)
 def test_the_oracle_would_see_each_cause(cause):
     assert LEAKS.search(f"{cause!r}")
+
+
+async def test_an_error_that_is_remembered_remembers_no_call(stub, engine, refused):
+    """Unknown names and failed loads are raised again and again from memory: with the
+    last call's frames they would hold its message, which may be 64 MiB."""
+    cause = ValueError("deep")
+    kept = StoreUnreachable("the model store could not be read")
+    kept.__cause__ = cause
+    engine.errors["linear"] = kept
+    for _ in range(2):
+        told = await refused(stub.ModelInfer(predict()))
+        assert told.code() is grpc.StatusCode.UNAVAILABLE
+        assert kept.__traceback__ is None
+    await refused(
+        stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="linear"))
+    )
+    assert kept.__traceback__ is None
+
+
+async def test_whom_nobody_can_tell_any_more_is_no_error_of_ours():
+    """grpc finds out in the very moment we answer; its error is not about us."""
+
+    class Gone:
+        async def abort(self, code, text, trailing):
+            raise grpc._cython.cygrpc.ExecuteBatchError("the call is over")
+
+    async def late(request, call):
+        raise DeadlinePassed("the deadline passed while the request waited")
+
+    async def method(details):
+        return grpc.unary_unary_rpc_method_handler(late, bytes, bytes)
+
+    ended = []
+    border = ErrorBorder(lambda method, code: ended.append(code.name))
+    handler = await border.intercept_service(method, SimpleNamespace(method="/a/B"))
+    with pytest.raises(asyncio.CancelledError):
+        await handler.unary_unary(b"", Gone())
+    assert ended == ["DEADLINE_EXCEEDED"]

@@ -1,0 +1,267 @@
+"""Everybody who loads in `bench.load`, behind one call: a file in, tensors out.
+
+Owns: how each library is called, at its defaults. Must not: measure, or let a library
+be lazy: after a call every byte is in memory that the caller owns, never in an mmap or
+in a ring that is used again.
+
+References are no libraries: `memcpy` copies the file's bytes from memory to memory that
+has been touched before; `single stream` is one GET, read into such memory by
+http.client. Nobody but hotset verifies a digest.
+"""
+
+import asyncio
+import http.client
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import obstore
+import torch
+
+from bench.load_models import TENSORIZED, WEIGHTS, spec_of
+from bench.seaweed import BUCKET
+from loader.graphs import GraphShelf
+from loader.load import Loader, Model
+from loader.manifest import ModelSpec
+from loader.memory import HostMemory
+from loader.store import Store
+
+Tensors = Mapping[str, torch.Tensor]
+CPU = torch.device("cpu")
+HOTSET, MEMCPY, SINGLE = "hotset", "memcpy", "single stream"
+REFERENCES = (MEMCPY, SINGLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model on disk, and what it is called in the bucket; `store` is a folder, s3."""
+
+    directory: Path
+    store: str
+
+    @property
+    def key(self) -> str:
+        """Of the weights, in the bucket."""
+        return f"{self.directory.parent.name}/{self.directory.name}/{WEIGHTS}"
+
+    @property
+    def local(self) -> str:
+        """The weights as a file."""
+        return str(self.directory / WEIGHTS)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the weights."""
+        return (self.directory / WEIGHTS).stat().st_size
+
+
+Load = Callable[[Target], Tensors]
+"""Returns when every byte is there. A reference gives no tensors."""
+
+
+class Hotset:
+    """hotset's loader as the server uses it, on an event loop of its own."""
+
+    phases: Mapping[str, float]
+
+    def __init__(self, store: str) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._threads = ThreadPoolExecutor(4, "loader")
+        opened = Store.open(store)
+        shelf = GraphShelf(opened, CPU, self._threads)
+        self._loader = Loader(opened, shelf, HostMemory(), self._threads)
+        self._specs: dict[Path, ModelSpec] = {}
+        self._held: Model | None = None
+        self.phases = {}
+
+    def __call__(self, target: Target) -> Tensors:
+        """Load it; the bytes stay until `release`."""
+        return self._loop.run_until_complete(self._load(target))
+
+    def release(self) -> None:
+        """Unload what was loaded last."""
+        if self._held is not None:
+            self._loop.run_until_complete(self._loader.unload(self._held))
+            self._held = None
+
+    async def _load(self, target: Target) -> Tensors:
+        spec = self._specs.get(target.directory)
+        if spec is None:  # the catalog knows it before anybody waits for a load
+            folder = f"{target.directory.parent.name}/{target.directory.name}"
+            spec = replace(spec_of(target.directory), directory=folder)
+            self._specs[target.directory] = spec
+        model = await self._loader.load(spec)
+        self.phases = model.phases
+        names = (weight.name for weight in model.graph.weights)
+        self._held = model
+        return dict(zip(names, model.weights, strict=True))
+
+
+class Pool:
+    """Memory that was touched before, as large as was ever asked for."""
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, dtype=np.uint8)
+
+    def take(self, nbytes: int) -> "np.ndarray[tuple[int], np.dtype[np.uint8]]":
+        """The first bytes of it."""
+        if len(self._bytes) < nbytes:
+            self._bytes = np.zeros(nbytes, dtype=np.uint8)
+            self._bytes[:] = 1
+        return self._bytes[:nbytes]
+
+
+def local_loaders(folder: str) -> dict[str, Callable[[], Load]]:
+    """From the page cache. Each is made when it is first needed."""
+    return {
+        HOTSET: lambda: Hotset(folder),
+        MEMCPY: _memcpy,
+        "safetensors mmap + copy": lambda: _safetensors("mmap"),
+        "safetensors pread": lambda: _safetensors("pread"),
+        "fastsafetensors": _fastsafetensors,
+        "Run:ai model streamer": lambda: _runai(lambda target: target.local),
+        "tensorizer": lambda: _tensorizer(
+            lambda target: str(target.directory / TENSORIZED)
+        ),
+    }
+
+
+def s3_loaders(store: str) -> dict[str, Callable[[], Load]]:
+    """From S3, as AWS_ENDPOINT_URL and its kin say."""
+    return {
+        HOTSET: lambda: Hotset(store),
+        SINGLE: lambda: _single_stream(store),
+        "Run:ai model streamer": lambda: _runai(
+            lambda target: f"s3://{BUCKET}/{target.key}"
+        ),
+        "tensorizer": _tensorizer_s3,
+        "boto3 + safetensors": _boto3,
+    }
+
+
+def _memcpy() -> Load:
+    pool = Pool()
+    sources: dict[str, np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
+
+    def load(target: Target) -> Tensors:
+        if target.local not in sources:
+            sources.clear()
+            sources[target.local] = np.fromfile(target.local, dtype=np.uint8)
+        source = sources[target.local]
+        np.copyto(pool.take(len(source)), source)
+        return {}
+
+    return load
+
+
+def _safetensors(backend: str) -> Load:
+    from safetensors.torch import load_file
+
+    def load(target: Target) -> Tensors:
+        tensors = load_file(target.local, backend=backend)
+        if backend == "mmap":  # so far nothing has been read
+            return {name: tensor.clone() for name, tensor in tensors.items()}
+        return dict(tensors)
+
+    return load
+
+
+def _fastsafetensors() -> Load:
+    from fastsafetensors import SafeTensorsFileLoader
+
+    def load(target: Target) -> Tensors:
+        loader = SafeTensorsFileLoader(None, device="cpu", nogds=True)
+        try:
+            loader.add_filenames({0: [target.local]})
+            buffers = loader.copy_files_to_device()
+            # Tensors must die before the buffers do, so an owner copies.
+            keys = list(loader.get_keys())
+            tensors = {key: buffers.get_tensor(key).clone() for key in keys}
+            buffers.close()
+            return tensors
+        finally:
+            loader.close()
+
+    return load
+
+
+def _runai(path_of: Callable[[Target], str]) -> Load:
+    from runai_model_streamer import SafetensorsStreamer
+
+    def load(target: Target) -> Tensors:
+        with SafetensorsStreamer() as streamer:
+            streamer.stream_file(path_of(target))
+            # It yields views into a buffer of its own that it uses again.
+            return {name: tensor.clone() for name, tensor in streamer.get_tensors()}
+
+    return load
+
+
+def _tensorizer(path_of: Callable[[Target], str]) -> Load:
+    from tensorizer import TensorDeserializer
+
+    def load(target: Target) -> Tensors:
+        with TensorDeserializer(path_of(target), device="cpu") as tensors:
+            return dict(tensors.items())
+
+    return load
+
+
+def _tensorizer_s3() -> Load:
+    from tensorizer import TensorDeserializer, stream_io
+
+    def load(target: Target) -> Tensors:
+        key = target.key.removesuffix(WEIGHTS) + TENSORIZED
+        stream = stream_io.open_stream(
+            f"s3://{BUCKET}/{key}",
+            "rb",
+            s3_access_key_id=os.environ["AWS_ACCESS_KEY_ID"],
+            s3_secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
+            s3_endpoint=os.environ["AWS_ENDPOINT_URL"],
+            force_http=True,
+        )
+        with TensorDeserializer(stream, device="cpu") as tensors:
+            return dict(tensors.items())
+
+    return load
+
+
+def _boto3() -> Load:
+    import boto3
+    from safetensors.torch import load as parse
+
+    client = boto3.client("s3")
+
+    def load(target: Target) -> Tensors:
+        answer = client.get_object(Bucket=BUCKET, Key=target.key)
+        return dict(parse(answer["Body"].read()))
+
+    return load
+
+
+def _single_stream(store: str) -> Load:
+    signer = obstore.store.from_url(store, client_options={"allow_http": True})
+    assert isinstance(signer, obstore.store.S3Store)
+    pool = Pool()
+    address = urlsplit(os.environ["AWS_ENDPOINT_URL"]).netloc
+    connection = http.client.HTTPConnection(address, timeout=60)
+
+    def load(target: Target) -> Tensors:
+        signed = urlsplit(obstore.sign(signer, "GET", target.key, timedelta(minutes=5)))
+        connection.request("GET", f"{signed.path}?{signed.query}")
+        answer = connection.getresponse()
+        view = pool.take(target.nbytes).data
+        at = 0
+        while count := answer.readinto(view[at : at + (1 << 20)]):
+            at += count
+        if answer.status != http.client.OK or at != target.nbytes:
+            raise ConnectionError(f"status {answer.status}, {at} bytes")
+        answer.close()
+        return {}
+
+    return load
