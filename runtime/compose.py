@@ -198,9 +198,7 @@ async def _policy(
             await stack.enter_async_context(kept)
         if settings.access_log:
             policy = await stack.enter_async_context(
-                access_log.kept(
-                    settings.access_log, settings.access_log_size, policy
-                )
+                access_log.kept(settings.access_log, settings.access_log_size, policy)
             )
         yield policy
 

@@ -35,8 +35,10 @@ from runtime.errors import (
     DeadlinePassed,
     Draining,
     NoRoom,
+    OverQuota,
     QueueFull,
     Refused,
+    Thrashing,
     TooLarge,
 )
 
@@ -87,6 +89,8 @@ TABLE: Mapping[type[Exception], Row] = {
     # The code that grpc itself has for a message over the limit.
     AnswerTooLarge: Row(Code.RESOURCE_EXHAUSTED, 422),
     NoRoom: Row(Code.RESOURCE_EXHAUSTED, 429, retry=1.0),
+    OverQuota: Row(Code.RESOURCE_EXHAUSTED, 429, retry=1.0),
+    Thrashing: Row(Code.RESOURCE_EXHAUSTED, 429, retry=1.0),
     QueueFull: Row(Code.RESOURCE_EXHAUSTED, 429, retry=1.0),
     DeviceFull: Row(Code.RESOURCE_EXHAUSTED, 429, retry=DeviceFull.lasts),
     StoreUnreachable: Row(Code.UNAVAILABLE, 503, retry=StoreUnreachable.lasts),

@@ -1,1 +1,1 @@
-"""One file a module; transcripts/ are stories; wire/ uses real sockets; gpu/ needs one."""
+"""One file a module; transcripts/ are stories; wire/ uses sockets; gpu/ needs one."""
