@@ -23,8 +23,10 @@ from runtime.errors import (
     DeadlinePassed,
     Draining,
     NoRoom,
+    OverQuota,
     QueueFull,
     Refused,
+    Thrashing,
     TooLarge,
 )
 from runtime.status import MAX_TEXT, Code, answer_to, sayable, status_of
@@ -37,6 +39,8 @@ ROWS = [
     (TooLarge("no"), Code.FAILED_PRECONDITION, 422, None),
     (AnswerTooLarge("no"), Code.RESOURCE_EXHAUSTED, 422, None),
     (NoRoom("no", retry_after=2.5), Code.RESOURCE_EXHAUSTED, 429, 2.5),
+    (OverQuota("no", retry_after=2.5), Code.RESOURCE_EXHAUSTED, 429, 2.5),
+    (Thrashing("no", retry_after=2.5), Code.RESOURCE_EXHAUSTED, 429, 2.5),
     (NoRoom("no"), Code.RESOURCE_EXHAUSTED, 429, 1.0),
     (QueueFull("no", retry_after=0.0), Code.RESOURCE_EXHAUSTED, 429, 0.0),
     (DeviceFull("no"), Code.RESOURCE_EXHAUSTED, 429, 1.0),
