@@ -71,12 +71,18 @@ class HostMemory:
         ctypes.memmove(target.data_ptr(), source.data_ptr(), source.numel())
 
     def shed(self, unused: torch.Tensor) -> None:
-        """See DeviceMemory. Whole pages only; they come back zeroed when touched."""
-        first = -(-unused.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        length = unused.data_ptr() + unused.numel() - first
-        if length > 0:
+        """See DeviceMemory. Whole pages only; they come back zeroed when touched.
+
+        Both ends are cut to pages by us: madvise itself would round the length *up*,
+        and zero the beginning of the model that lies behind.
+        """
+        page, start = mmap.PAGESIZE, unused.data_ptr()
+        first, last = -(-start // page) * page, (start + unused.numel()) // page * page
+        if first < last:
             _libc.madvise(
-                ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_DONTNEED
+                ctypes.c_void_p(first),
+                ctypes.c_size_t(last - first),
+                mmap.MADV_DONTNEED,
             )
 
     def gave_back(self) -> None:

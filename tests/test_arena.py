@@ -1,8 +1,10 @@
 """The arena against a brute-force model that knows every byte's owner."""
 
 import itertools
+import mmap
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -10,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from loader import arena as arena_module
 from loader.arena import GRANULE, ONE_SLAB, Arena, Slab, rounded
 from loader.compaction import plan
+from loader.memory import HostMemory
 
 
 @given(st.integers(0, 1 << 40), st.integers(0, 1 << 30))
@@ -263,3 +266,18 @@ class Bytes(RuleBasedStateMachine):
 
 TestBytes = Bytes.TestCase
 TestBytes.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_shedding_takes_no_byte_of_a_neighbour() -> None:
+    """Blocks do not end where pages do; what is shed must not reach into them."""
+    memory = HostMemory()
+    slab = memory.slab(64 * mmap.PAGESIZE)
+    for start in (0, 256, mmap.PAGESIZE - 256, mmap.PAGESIZE):
+        for size in (256, 5_120, mmap.PAGESIZE, 3 * mmap.PAGESIZE + 512):
+            slab.fill_(7)
+            memory.shed(slab[start : start + size])
+            kept = torch.cat([slab[:start], slab[start + size :]])
+            assert bool((kept == 7).all()), (start, size)
+    slab.fill_(7)
+    memory.shed(slab[: 8 * mmap.PAGESIZE])
+    assert not bool(slab[: 8 * mmap.PAGESIZE].any()), "nothing was given back"
