@@ -61,7 +61,7 @@ def by_the_paper(
             free = budget - sum(SIZE[m] for m in height)
             order = sorted(height, key=lambda m: height[m])
             if SIZE[model] > free and any(
-                0 < abs(height[m] - height[n]) < 1e-9 for m, n in pairwise(order)
+                abs(height[m] - height[n]) < 1e-9 for m, n in pairwise(order)
             ):
                 return evicted
             while SIZE[model] > free:
