@@ -6,6 +6,7 @@ a setting does (runtime/compose.py).
 
 import asyncio
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +61,8 @@ def _run(settings: Settings) -> int:
     for variable in unknown_variables():
         log.warning("a variable that means nothing is ignored", variable=variable)
     try:
-        return asyncio.run(compose.serve(settings))
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(compose.serve(settings))
     except (
         compose.Unservable,
         GaugeUnavailable,
@@ -68,6 +70,16 @@ def _run(settings: Settings) -> int:
         server.CannotListen,
     ) as error:
         raise Failed(str(error)) from error
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it is installed: a hit takes 7 % less of p50 and CPU at concurrency
+    1, 1 to 3 % less at 8 (`python -m bench.floor`). None: asyncio's own."""
+    try:
+        import uvloop
+    except ImportError:  # not on this platform
+        return None
+    return uvloop.new_event_loop
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
