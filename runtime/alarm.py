@@ -12,14 +12,17 @@ class Alarm:
 
     def __init__(self, rings: Callable[[], None]) -> None:
         self._rings = rings
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        # Kept here: uvloop gives a handle without `when` for a moment that has come.
+        self._when = 0.0
 
     def by(self, when: float) -> None:
         """Ring at `when` (loop clock), unless it rings before that anyway."""
         if self._timer is not None:
-            if self._timer.when() <= when:
+            if self._when <= when:
                 return
             self._timer.cancel()
+        self._when = when
         self._timer = asyncio.get_running_loop().call_at(when, self._ring)
 
     def off(self) -> None:
