@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from loader.pack_errors import PackRefused
-from loader.pack_export import Exported, Wishes, export, exported
+from loader.pack_export import Exported, Wishes, export, exported, line_of
 from loader.pack_original import Original
 from loader.pack_write import Packed, write
 
@@ -135,8 +135,35 @@ def load_factory(name: str) -> tuple[nn.Module, Mapping[str, torch.Tensor] | Non
         make = getattr(importlib.import_module(where), factory)
     except (ImportError, AttributeError) as error:
         raise PackRefused(f"'{name}' cannot be imported: {error}") from error
-    made = make()
-    module, inputs = made if isinstance(made, tuple) else (made, None)
+    except Exception as error:  # the owner's code, as it is imported
+        raise _own_mistake(name, error) from error
+    try:
+        made = make()
+    except Exception as error:  # the owner's code
+        raise _own_mistake(name, error) from error
+    pair = isinstance(made, tuple) and len(made) == 2
+    module, inputs = made if pair else (made, None)
     if not isinstance(module, nn.Module):
-        raise PackRefused(f"'{name}' gave a {type(module).__name__}, not an nn.Module")
+        raise PackRefused(
+            f"'{name}' gave {type(module).__name__}, not an nn.Module or a pair of one "
+            "and its example inputs"
+        )
+    if inputs is not None and not _by_name(inputs):
+        raise PackRefused(
+            f"'{name}' gave example inputs that are not tensors by name; write them "
+            'as {"x": torch.zeros(1, 2)}'
+        )
     return module, inputs
+
+
+def _own_mistake(name: str, error: Exception) -> PackRefused:
+    return PackRefused(
+        f"'{name}' raised {type(error).__name__}: {error}{line_of(error)}"
+    )
+
+
+def _by_name(inputs: object) -> bool:
+    return isinstance(inputs, Mapping) and all(
+        isinstance(key, str) and isinstance(value, torch.Tensor)
+        for key, value in inputs.items()
+    )

@@ -130,13 +130,13 @@ def _traced(
         except Exception as error:  # tracing runs the owner's code
             text, *_ = _NOISE.split(" ".join(str(error).split()))
             raise PackRefused(
-                f"torch.export cannot trace the module{_line(error)}: {text[:400]} "
+                f"torch.export cannot trace the module{line_of(error)}: {text[:400]} "
                 "(the sizes of free dimensions must not be fixed, nor may Python "
                 "decide by a tensor's values)"
             ) from error
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
     """The last line that is not torch's: where the owner has to look."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [

@@ -498,6 +498,12 @@ def test_a_factory_is_found_by_name(
 
             def nothing():
                 return 3
+
+            def in_order():
+                return torch.nn.Linear(2, 3), (torch.zeros(1, 2),)
+
+            def mistaken():
+                raise ValueError("of my own")
         """)
     )
     module, inputs = load_factory("my_factory_of_models:alone")
@@ -509,7 +515,9 @@ def test_a_factory_is_found_by_name(
         "my_factory_of_models": "module:factory",
         "my_factory_of_models:nobody": "cannot be imported",
         "nowhere_to_be_found:make": "cannot be imported",
-        "my_factory_of_models:nothing": "gave a int",
+        "my_factory_of_models:nothing": "gave int",
+        "my_factory_of_models:in_order": "not tensors by name",
+        "my_factory_of_models:mistaken": r"ValueError: of my own \(.*, line 17\)",
     }.items():
         with pytest.raises(PackRefused, match=reason):
             load_factory(name)
