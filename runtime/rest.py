@@ -237,7 +237,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise CannotListen(
-            f"cannot listen on {host}:{port}: is another server there already?"
+            f"cannot listen on {host}:{port}: is another server there already? "
+            "Choose another port (0: a free one)"
         ) from error
     listener.setblocking(False)
     return listener

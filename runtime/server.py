@@ -210,7 +210,8 @@ def _listen(server: grpc.aio.Server, address: str) -> int:
         return server.add_insecure_port(address)
     except RuntimeError as error:
         raise CannotListen(
-            f"cannot listen on {address}: is another server there already?"
+            f"cannot listen on {address}: is another server there already? "
+            "Choose another port (0: a free one)"
         ) from error
 
 

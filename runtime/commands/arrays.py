@@ -127,7 +127,10 @@ def _parse(text: str) -> object:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Failed(f"not JSON: {error}") from None
+        raise Failed(
+            f"not JSON: {error}; write values like [[1, 2]], with brackets and quotes "
+            "of the shell around them, or @FILE"
+        ) from None
 
 
 def _rest_input(item: object) -> tuple[str, Array]:

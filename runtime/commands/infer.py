@@ -122,7 +122,9 @@ def infer(
             answer = stub.ModelInfer(request, timeout=timeout)
             seconds = time.perf_counter() - begun
         except grpc.RpcError as error:
-            raise Failed(f"{error.code().name}: {error.details()}") from None
+            unknown = error.code() is grpc.StatusCode.NOT_FOUND
+            hint = "; see `hotset ls --store STORE`" if unknown else ""
+            raise Failed(f"{error.code().name}: {error.details()}{hint}") from None
     found = _outputs(answer)
     if save is not None:
         _save(save, found)
@@ -150,7 +152,9 @@ def _connect(channel: grpc.Channel, url: str) -> None:
     try:
         grpc.channel_ready_future(channel).result(timeout=CONNECT_S)
     except grpc.FutureTimeoutError:
-        raise Failed(f"no gRPC server answers at {url}") from None
+        raise Failed(
+            f"no gRPC server answers at {url}: is that its gRPC port?"
+        ) from None
 
 
 def _request(
