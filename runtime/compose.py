@@ -9,13 +9,11 @@ byte is given back, gRPC ends, then HTTP, then the threads.
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from typing import Literal
 
 import structlog
-import torch
 
 from eviction.costs import Costs
 from eviction.history import Remembering
@@ -27,23 +25,22 @@ from loader.model import Model
 from loader.store import Store
 from runtime import access_log, journal
 from runtime.batch import Batcher
-from runtime.budget import Tide, default_reserve
 from runtime.cache import Bounds, ModelCache
 from runtime.catalog import Catalog
 from runtime.config import Settings
 from runtime.counts import Counts
+from runtime.devices import lanes_of, pick_device, share_cores
+from runtime.engine import Engine
 from runtime.lanes import Lanes
-from runtime.loading import Unservable as Unservable
+from runtime.level import measured, watched
 from runtime.loading import loading
 from runtime.local import LocalEngine
 from runtime.metrics import Metrics
 from runtime.observer import Observer
 from runtime.prewarm import Wishes, prewarm, resident
 from runtime.rest import ServerInfo, application, listening
-from runtime.server import Options, start
+from runtime.server import Options, Serving, start
 from runtime.statistics import Statistics
-from runtime.vram import Reading, open_gauge
-from runtime.watch import Share, watch
 
 log = structlog.get_logger()
 
@@ -57,11 +54,6 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
     counts = Counts(settings.metrics_top)
     release = version("hotset")
     metrics, info = Metrics(counts, release), ServerInfo(settings.server_name, release)
-    options = Options(
-        max_message_bytes=settings.max_message,
-        grace=settings.grace,
-        name=settings.server_name,
-    )
     async with contextlib.AsyncExitStack() as stack:
         engine = await stack.enter_async_context(
             composed(settings, counts, lost.set, store)
@@ -70,11 +62,7 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
         http_port = await stack.enter_async_context(
             listening(app, settings.host, settings.http_port)
         )
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        address = f"{host}:{settings.grpc_port}"
-        serving = await stack.enter_async_context(
-            await start(engine, address=address, options=options)
-        )
+        serving = await stack.enter_async_context(await grpc_of(engine, settings))
         # Before we say that we serve: who is told so may well end us at once.
         told = asyncio.ensure_future(serving.told_to_stop())
         await asyncio.sleep(0)
@@ -91,6 +79,17 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
     return DEVICE_LOST if lost.is_set() else 0
 
 
+async def grpc_of(engine: Engine, settings: Settings) -> Serving:
+    """The gRPC server of an engine, listening as the settings say."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    options = Options(
+        max_message_bytes=settings.max_message,
+        grace=settings.grace,
+        name=settings.server_name,
+    )
+    return await start(engine, address=f"{host}:{settings.grpc_port}", options=options)
+
+
 @contextlib.asynccontextmanager
 async def composed(
     settings: Settings,
@@ -104,84 +103,94 @@ async def composed(
     """
     store = store or Store.open(settings.store)
     device = pick_device(settings.device)
-    lanes_count = settings.lanes or default_lanes(device)
-    _share_cores(device, lanes_count)
+    share_cores(device, lanes_of(settings, device))
     ledger, costs = Ledger(0), Costs()
     async with contextlib.AsyncExitStack() as stack:
         loader = await stack.enter_async_context(
             loading(settings, store, device, ledger, costs)
         )
-        arena = loader.slabs.arena
-        # What was touched of the arena is this process' own, held or free again.
-        ours = (lambda: arena.touched) if device.type == "cpu" else None
-        gauge = open_gauge(device, os.environ, ours)
-        stack.callback(gauge.close)
-        reading = gauge.read()
-        share, tide = share_of(settings, reading, device), Tide()
-        began = asyncio.get_running_loop().time()
-        ledger.resize(tide.told(began, share.now(reading)))
-
-        cache = ModelCache(
-            loader,
-            await stack.enter_async_context(_policy(settings, costs, ledger)),
-            ledger,
-            observer,
-            Bounds(
-                settings.concurrent_loads,
-                settings.max_waiting,
-                settings.patience,
-                settings.idle_ttl,
-                settings.anti_thrash,
-            ),
-            budget=share.at_best(reading),
-            tenants=settings.tenant_shares,
-        )
-        loader.idle = cache.idle
-        cache.room.reload_s = lambda spec, nbytes, load_s: costs.seconds(
-            loader.falls_to(spec), nbytes
-        )
-        lanes = Lanes(device, lanes_count, on_lost)
+        level = stack.enter_context(measured(settings, device, loader, ledger))
+        policy = await stack.enter_async_context(_policy(settings, costs, ledger))
+        cache = _cache(settings, loader, policy, ledger, observer, level.at_best)
+        _acquaint(loader, cache, costs)
+        lanes = Lanes(device, lanes_of(settings, device), on_lost)
         stack.callback(lanes.close)
-        engine = LocalEngine(
-            # The catalog and the batcher tell the engine, which is made last.
-            Catalog(
-                store,
-                settings.catalog_ttl,
-                settings.unknown_ttl,
-                lambda old, new: engine.replaced(old, new),
-            ),
-            cache,
-            Batcher(
-                lanes,
-                lambda model, batch, seconds: engine.ran(model, batch, seconds),
-                settings.max_waiting,
-                settings.batching,
-            ),
-            observer,
-            Statistics(),
-            device,
-            settings.policy,
-        )
-        engine.measured, engine.tiers = reading.used, loader.tiers
+        engine = _engine(settings, store, cache, lanes, observer)
+        engine.measured, engine.tiers = level.first.used, loader.tiers
         engine.bytes_below = loader.bytes_below
         stack.push_async_callback(engine.drain)
         stack.callback(loader.stop_keeping)
-        watching = asyncio.create_task(
-            watch(
-                gauge,
-                share,
-                tide,
-                cache,
-                engine,
-                settings.gauge_interval,
-                loader.slabs.shrink,
-            )
-        )
-        stack.push_async_callback(_ended, watching)
+        await stack.enter_async_context(watched(settings, level, cache, engine, loader))
         await stack.enter_async_context(
             _prewarmed(settings.prewarm, engine, cache, loader)
         )
         yield engine
+
+
+def _cache(
+    settings: Settings,
+    loader: Loader,
+    policy: Policy,
+    ledger: Ledger,
+    observer: Observer,
+    budget: int,
+) -> ModelCache[Model]:
+    bounds = Bounds(
+        settings.concurrent_loads,
+        settings.max_waiting,
+        settings.patience,
+        settings.idle_ttl,
+        settings.anti_thrash,
+    )
+    return ModelCache(
+        loader,
+        policy,
+        ledger,
+        observer,
+        bounds,
+        budget=budget,
+        tenants=settings.tenant_shares,
+    )
+
+
+def _acquaint(loader: Loader, cache: ModelCache[Model], costs: Costs) -> None:
+    """The loader may move whom nobody uses; the cache asks what coming back costs."""
+    loader.idle = cache.idle
+    cache.room.reload_s = lambda spec, nbytes, load_s: costs.seconds(
+        loader.falls_to(spec), nbytes
+    )
+
+
+def _engine(
+    settings: Settings,
+    store: Store,
+    cache: ModelCache[Model],
+    lanes: Lanes,
+    observer: Observer,
+) -> LocalEngine:
+    """The catalog and the batcher tell the engine, which is made last."""
+    catalog = Catalog(
+        store,
+        settings.catalog_ttl,
+        settings.unknown_ttl,
+        lambda old, new: engine.replaced(old, new),
+    )
+    batcher = Batcher(
+        lanes,
+        lambda model, batch, seconds: engine.ran(model, batch, seconds),
+        settings.max_waiting,
+        settings.batching,
+    )
+    engine = LocalEngine(
+        catalog,
+        cache,
+        batcher,
+        observer,
+        Statistics(),
+        lanes.device,
+        settings.policy,
+    )
+    return engine
 
 
 @contextlib.asynccontextmanager
@@ -218,47 +227,6 @@ async def _prewarmed(
     finally:
         await _ended(task)
         wishes.write(resident(cache))
-
-
-def share_of(settings: Settings, reading: Reading, device: torch.device) -> Share:
-    """What of the device is ours."""
-    reserve = settings.reserve
-    if reserve is None:
-        reserve = default_reserve(reading.total, device.type == "cuda")
-    return Share(settings.budget, reserve)
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto`, `cpu`, `cuda` or `cuda:N` as a device that is there, or Unservable."""
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    device = torch.device("cuda:0" if name in ("auto", "cuda") else name)
-    if not torch.cuda.is_available():
-        raise Unservable(
-            f"--device {name}: torch sees no CUDA device here; use --device cpu, or "
-            "check the driver and the container's GPU request"
-        )
-    if device.index >= torch.cuda.device_count():
-        raise Unservable(
-            f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, "
-            "counted from 0"
-        )
-    # Makes the context, so that the first reading of the gauge sees its cost.
-    torch.zeros(1, device=device)
-    return device
-
-
-def _share_cores(device: torch.device, lanes: int) -> None:
-    """The lanes are the parallelism: small models gain nothing from more threads a
-    call, and threads of several calls would fight for the same cores."""
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // lanes))
-
-
-def default_lanes(device: torch.device) -> int:
-    """A lane for each core up to four; on a GPU two, so that one copies while the
-    other computes (each stream has cuBLAS workspaces of its own: 64 MiB)."""
-    return 2 if device.type == "cuda" else min(4, os.cpu_count() or 1)
 
 
 async def _first(

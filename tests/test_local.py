@@ -9,10 +9,12 @@ import torch
 
 from loader.arena import rounded
 from loader.errors import ArtifactRefused, ModelNotFound
-from runtime.compose import Unservable, composed, pick_device
+from runtime.compose import composed
 from runtime.config import Settings
+from runtime.devices import pick_device
 from runtime.engine import Request
 from runtime.errors import BadRequest, Draining, TooLarge
+from runtime.loading import Unservable
 from runtime.observer import NullObserver
 from tests import tiny_models
 

@@ -49,6 +49,7 @@ def _run(settings: Settings) -> int:
 
     from loader.store import Store
     from runtime import compose, logs, rest, server
+    from runtime.loading import Unservable
     from runtime.nvml import GaugeUnavailable
 
     try:
@@ -64,7 +65,7 @@ def _run(settings: Settings) -> int:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(compose.serve(settings))
     except (
-        compose.Unservable,
+        Unservable,
         GaugeUnavailable,
         rest.CannotListen,
         server.CannotListen,
