@@ -67,19 +67,25 @@ class WeightSpec:
 Forward = Callable[..., tuple[torch.Tensor, ...]]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Graph:
     """`graph(*weights, *inputs)` gives the outputs. Weights, inputs, outputs in order.
 
-    `forward` is the generated function itself, for the hot path. `digest`: SHA-256 of
-    the file; two graphs of one digest are the same function.
+    `eager` is the generated function itself; `forward` is what the hot path calls: the
+    same, or machine code made of it, set by whoever made it (on the event loop: all
+    models of the graph run it from their next call on). `digest`: SHA-256 of the file;
+    two graphs of one digest are the same function. Nothing else of it ever changes.
     """
 
     digest: str
     weights: tuple[WeightSpec, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    forward: Forward = field(repr=False)
+    eager: Forward = field(repr=False)
+    forward: Forward = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.forward = self.eager
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.forward(*tensors)

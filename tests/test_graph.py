@@ -604,3 +604,12 @@ def test_no_source_makes_code_from_data(path: Path) -> None:
                 "torch.jit.load",
             }
             assert packer or not name.startswith("torch.export")
+
+
+def test_the_hot_path_takes_what_was_compiled_and_the_eager_graph_stays():
+    graph, weight, x = _read(GOOD), torch.ones(4, 8), torch.ones(2, 8)
+    eager, _ = graph(weight, x)
+    graph.forward = lambda *tensors: (torch.full((2, 4), 7.0), torch.zeros(2))
+    y, _ = graph(weight, x)
+    assert (y == 7.0).all()
+    assert (graph.eager(weight, x)[0] == eager).all()

@@ -309,7 +309,7 @@ def test_models_of_one_graph_can_share_a_call(
     stacked = [torch.stack(pair) for pair in zip(weights, others, strict=True)]
     twice = [torch.stack([tensor, tensor]) for tensor in inputs.values()]
     with torch.no_grad():
-        (both,) = torch.func.vmap(graph.forward)(*stacked, *twice)
+        (both,) = torch.func.vmap(graph.eager)(*stacked, *twice)
         for row, alone in zip(both, (weights, others), strict=True):
             (expected,) = graph(*alone, *inputs.values())
             torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)
