@@ -119,17 +119,17 @@ async def storm(plan: Plan, progress: Progress) -> dict[str, list[float]]:
     bar = progress.add_task("storm", total=len(plan.stream))
     async with plan.engine("disk") as engine:
         for name in plan.stream:
-            before = dict(engine.snapshot().tiers.loads)
+            before = dict((await engine.snapshot()).tiers.loads)
             began = time.perf_counter()
             answer = await engine.predict(asked[name])
             seconds = time.perf_counter() - began
             tier = "hit"
             if answer.temperature != "hit":
-                after = engine.snapshot().tiers.loads
+                after = (await engine.snapshot()).tiers.loads
                 tier = next(t for t in after if after[t] > before.get(t, 0))
             found[tier].append(seconds)
             progress.advance(bar)
-        seen = engine.snapshot()
+        seen = await engine.snapshot()
         assert seen.peak_held <= seen.capacity
         assert seen.tiers.space.reserved <= seen.capacity
     return found

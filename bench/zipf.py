@@ -121,14 +121,14 @@ async def in_process(
             for _ in range(plan.callers):
                 group.create_task(caller())
         seconds = time.perf_counter() - began
-        return cell(engine, policy, percent, met, seconds)
+        return await cell(engine, policy, percent, met, seconds)
 
 
-def cell(
+async def cell(
     engine: Engine, policy: str, percent: int, met: Counter[str], seconds: float
 ) -> Cell:
     """What the engine says of the stream that has ended."""
-    seen, total = engine.snapshot(), met.total()
+    seen, total = await engine.snapshot(), met.total()
     return Cell(
         policy=policy,
         percent=percent,

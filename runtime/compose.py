@@ -66,7 +66,7 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
         # Before we say that we serve: who is told so may well end us at once.
         told = asyncio.ensure_future(serving.told_to_stop())
         await asyncio.sleep(0)
-        snapshot = engine.snapshot()
+        snapshot = await engine.snapshot()
         log.info(
             "serving",
             grpc=serving.address,

@@ -148,7 +148,8 @@ class Engine(Protocol):
 
     @property
     def ready(self) -> bool:
-        """True from the end of start-up until draining begins."""
+        """True from the end of start-up until draining begins. Asked often, by probes
+        too: an engine elsewhere tells it before it is asked."""
         ...
 
     async def predict(self, request: Request) -> Answer:
@@ -177,17 +178,17 @@ class Engine(Protocol):
         """Make absent; returns when its bytes are free. Unknown models are a no-op."""
         ...
 
-    def index(self, ready_only: bool = False) -> Sequence[IndexEntry]:
+    async def index(self, ready_only: bool = False) -> Sequence[IndexEntry]:
         """Models this server has met (never a listing of the whole store)."""
         ...
 
-    def statistics(
+    async def statistics(
         self, model: str = "", version: str = ""
     ) -> Sequence[ModelStatistics]:
         """Counters of one model, or of all met (empty name)."""
         ...
 
-    def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> Snapshot:
         """What is resident, and how it got there."""
         ...
 

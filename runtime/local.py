@@ -140,7 +140,7 @@ class LocalEngine:
         ]
         await asyncio.gather(*(self._cache.unload(key) for key in keys))
 
-    def index(self, ready_only: bool = False) -> Sequence[IndexEntry]:
+    async def index(self, ready_only: bool = False) -> Sequence[IndexEntry]:
         """Models this server has met (never a listing of the whole store)."""
         entries = {
             (spec.name, spec.version): IndexEntry(
@@ -160,7 +160,7 @@ class LocalEngine:
         chosen = (e for e in entries.values() if not ready_only or e.state == "READY")
         return sorted(chosen, key=lambda e: (e.name, e.version))
 
-    def statistics(
+    async def statistics(
         self, model: str = "", version: str = ""
     ) -> Sequence[ModelStatistics]:
         """Counters of one model, or of all met (empty name)."""
@@ -185,7 +185,7 @@ class LocalEngine:
                 held.setdefault(name, {device: 0})[device] += life.model.nbytes
         return held
 
-    def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> Snapshot:
         """What is resident, and how it got there."""
         return look(
             self._cache,

@@ -1,7 +1,7 @@
 """Every metric: its name, its unit, its help, once.
 
 Owns: the page that Prometheus reads. Must not: count (runtime/counts.py does, on the
-loop), or ask the engine anything: the snapshot is taken on the loop and handed in.
+loop), or ask the engine anything but for a snapshot.
 
 Names follow Prometheus' own rules (unit in the name, `_total` on counters, seconds and
 bytes). The hit ratio is hits by answers:
@@ -13,6 +13,7 @@ Sums over models are exact in `hotset_requests_total`, not in `hotset_model_...`
 model that loses its label takes its series with it.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -28,7 +29,7 @@ from prometheus_client.metrics_core import (
 )
 
 from runtime.counts import Counts
-from runtime.engine import Snapshot
+from runtime.engine import Engine, Snapshot
 from runtime.histogram import OTHER, Histogram, Words
 from runtime.metrics_tiers import tier_metrics
 
@@ -44,6 +45,10 @@ class Metrics:
         self._process = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)
+
+    async def exposition(self, engine: Engine, accept: str = "") -> tuple[bytes, str]:
+        """The page of this moment; it takes milliseconds, so a thread makes it."""
+        return await asyncio.to_thread(self.page, await engine.snapshot(), accept)
 
     def page(self, snapshot: Snapshot, accept: str = "") -> tuple[bytes, str]:
         """The page and its content type, in the format that `accept` asks for."""

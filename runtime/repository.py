@@ -27,7 +27,7 @@ class Repository:
     ) -> pb.RepositoryIndexResponse:
         _refuse_repository(request.repository_name)
         response = pb.RepositoryIndexResponse()
-        for entry in self._engine.index(ready_only=request.ready):
+        for entry in await self._engine.index(ready_only=request.ready):
             response.models.add(
                 name=entry.name,
                 version=entry.version,
@@ -70,9 +70,9 @@ class Repository:
         self, request: pb.ModelStatisticsRequest, call: Call
     ) -> pb.ModelStatisticsResponse:
         if not request.name:
-            return _statistics(self._engine.statistics())
+            return _statistics(await self._engine.statistics())
         check_address(request.name, request.version)
-        known = self._engine.statistics(request.name, request.version)
+        known = await self._engine.statistics(request.name, request.version)
         if not known:
             # In the store and never asked for, or not there at all: describe() knows.
             spec = await self._engine.describe(request.name, request.version)

@@ -19,6 +19,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import uvicorn
 from starlette.applications import Starlette
@@ -30,7 +31,6 @@ from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from runtime import explanation
 from runtime.engine import Engine
-from runtime.metrics import Metrics
 from runtime.report import About, Report, encode
 from runtime.status import answer_to
 
@@ -60,11 +60,19 @@ class ServerInfo:
     extensions: Sequence[str] = ()
 
 
+class Exposition(Protocol):
+    """Who makes the metrics' page (runtime/metrics.py)."""
+
+    async def exposition(self, engine: Engine, accept: str) -> tuple[bytes, str]:
+        """The page and its content type, in the format that `accept` asks for."""
+        ...
+
+
 class CannotListen(Exception):
     """The address is taken, or is not ours to take."""
 
 
-def application(engine: Engine, metrics: Metrics, info: ServerInfo) -> Starlette:
+def application(engine: Engine, metrics: Exposition, info: ServerInfo) -> Starlette:
     """The routes over an engine."""
 
     async def alive(_: Request) -> Response:
@@ -88,14 +96,13 @@ def application(engine: Engine, metrics: Metrics, info: ServerInfo) -> Starlette
         return JSONResponse({"ready": is_ready, "live": True}, 200 if is_ready else 503)
 
     async def exposition(request: Request) -> Response:
-        snapshot = engine.snapshot()
         accept = request.headers.get("accept", "")
-        page, content_type = await asyncio.to_thread(metrics.page, snapshot, accept)
+        page, content_type = await metrics.exposition(engine, accept)
         return Response(page, headers={"content-type": content_type})
 
     async def status(_: Request) -> Response:
         about = About(info.name, info.version, engine.ready)
-        report = Report(about, engine.snapshot())
+        report = Report(about, await engine.snapshot())
         body = await asyncio.to_thread(encode, report)
         return Response(body, headers=FRESH, media_type="application/json")
 

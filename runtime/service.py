@@ -72,7 +72,7 @@ class OpenInference:
     ) -> pb.ModelReadyResponse:
         check_address(request.name, request.version)
         if self._ready_means == "resident":
-            return pb.ModelReadyResponse(ready=self._is_resident(request))
+            return pb.ModelReadyResponse(ready=await self._is_resident(request))
         try:
             ready = await self._engine.servable(request.name, request.version)
         except ModelNotFound:
@@ -114,10 +114,11 @@ class OpenInference:
             except Exception as error:  # noqa: BLE001 (the stream outlives a request)
                 yield _failed(request, answer_to(error, "ModelStreamInfer"))
 
-    def _is_resident(self, request: pb.ModelReadyRequest) -> bool:
+    async def _is_resident(self, request: pb.ModelReadyRequest) -> bool:
+        ready = await self._engine.index(ready_only=True)
         return any(
             entry.name == request.name and request.version in ("", entry.version)
-            for entry in self._engine.index(ready_only=True)
+            for entry in ready
         )
 
 

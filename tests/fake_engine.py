@@ -233,7 +233,7 @@ class FakeEngine:
     async def unload(self, model: str, version: str = "") -> None:
         self.resident.pop(model, None)
 
-    def index(self, ready_only: bool = False) -> Sequence[IndexEntry]:
+    async def index(self, ready_only: bool = False) -> Sequence[IndexEntry]:
         entries = [
             IndexEntry(name, version, "READY")
             for name, version in self.resident.items()
@@ -245,7 +245,7 @@ class FakeEngine:
             ]
         return entries
 
-    def statistics(
+    async def statistics(
         self, model: str = "", version: str = ""
     ) -> Sequence[ModelStatistics]:
         counted = []
@@ -272,7 +272,7 @@ class FakeEngine:
             )
         return counted
 
-    def snapshot(self) -> Snapshot:
+    async def snapshot(self) -> Snapshot:
         return Snapshot(
             device="cpu",
             policy="none",

@@ -27,7 +27,7 @@ from runtime.commands.picture import Sort, frame, rates
 from runtime.commands.units import age, share, size
 from runtime.config import Settings
 from runtime.counts import Counts
-from runtime.engine import Resident
+from runtime.engine import Resident, Snapshot
 from runtime.metrics import Metrics
 from runtime.report import About, Report
 from runtime.rest import ServerInfo, application, listening
@@ -42,9 +42,9 @@ EVIL = "evil\x1b[31m[bold]\n"
 class EngineWithResidents(FakeEngine):
     """The fake, with two models in memory."""
 
-    def snapshot(self):
+    async def snapshot(self):
         return replace(
-            super().snapshot(),
+            await super().snapshot(),
             capacity=4 << 20,
             held=3 << 20,
             peak_held=3 << 20,
@@ -534,9 +534,13 @@ def drawn(picture, width: int = 100) -> str:
     return captured.get()
 
 
+async def _snapshot() -> Snapshot:
+    return await EngineWithResidents().snapshot()
+
+
 def report(**changed) -> Report:
     return Report(
-        About("fake", "1", True), replace(EngineWithResidents().snapshot(), **changed)
+        About("fake", "1", True), replace(asyncio.run(_snapshot()), **changed)
     )
 
 

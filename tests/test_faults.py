@@ -146,7 +146,7 @@ async def engine_over(server: FaultServer, load_timeout: float = GENEROUS):
         assert await ask(engine, "well") == [2.0] * 4
         yield engine
         assert await ask(engine, "well") == [2.0] * 4
-    assert engine.snapshot().held == 0
+    assert (await engine.snapshot()).held == 0
     del engine
     gc.collect()
     assert large_tensors() == []
@@ -196,8 +196,8 @@ async def healed(engine, server: FaultServer, right: float = 3.0) -> None:
         await asyncio.sleep(0.02)  # its failure is remembered for a moment
 
 
-def only_well_is_held(engine) -> bool:
-    snapshot = engine.snapshot()
+async def only_well_is_held(engine) -> bool:
+    snapshot = await engine.snapshot()
     return snapshot.held == sum(
         r.nbytes for r in snapshot.residents if r.name == "well"
     )
@@ -220,7 +220,7 @@ async def test_a_fault(server, monkeypatch, case: str, place: str) -> None:
             assert result is HEALS
         else:
             assert isinstance(result, expect), repr(result)
-            assert only_well_is_held(engine)
+            assert await only_well_is_held(engine)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -236,7 +236,7 @@ async def test_a_redirect_leads_to_no_other_host(server, place: str) -> None:
     server.breaks(faults.redirect(f"http://127.0.0.2:{port}/x"), *PLACES[place])
     async with other, engine_over(server) as engine:
         assert isinstance(await outcome(engine, server), StoreUnreachable)
-        assert only_well_is_held(engine)
+        assert await only_well_is_held(engine)
     assert met == []
 
 
@@ -249,7 +249,7 @@ async def test_a_body_without_end_is_not_drunk(server, place: str) -> None:
     server.breaks(faults.overlong, *PLACES[place])
     async with engine_over(server) as engine:
         assert isinstance(await outcome(engine, server), StoreUnreachable)
-        assert only_well_is_held(engine)
+        assert await only_well_is_held(engine)
     assert server.flooded < faults.FLOOD / 2
 
 
@@ -263,7 +263,7 @@ async def test_an_object_replaced_while_it_is_read(server, place, honest) -> Non
     async with engine_over(server) as engine:
         result = await outcome(engine, server)
         assert isinstance(result, (StoreUnreachable, ArtifactRefused))
-        assert only_well_is_held(engine)
+        assert await only_well_is_held(engine)
 
 
 async def test_a_model_published_anew_while_it_is_read(server, monkeypatch) -> None:
@@ -297,7 +297,7 @@ async def test_all_who_wait_get_the_same_error_from_one_load(server) -> None:
         results = await asyncio.gather(*asking)
         assert {type(result) for result in results} == {StoreDenied}
         assert sum(a.start == 0 for a in server.gets(PLACES["start"][0])) == 1
-        assert only_well_is_held(engine)
+        assert await only_well_is_held(engine)
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -308,7 +308,7 @@ async def test_who_leaves_a_hanging_load_leaves_nothing(server, place: str) -> N
         await struck(server, asking)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        while not only_well_is_held(engine):  # noqa: ASYNC110 - nobody tells us
+        while not await only_well_is_held(engine):  # noqa: ASYNC110 - nobody tells us
             await asyncio.sleep(0.005)
 
 
@@ -321,7 +321,7 @@ async def test_a_drain_does_not_wait_for_a_hanging_store(server) -> None:
         await struck(server, asking)
         await engine.drain()
         assert isinstance(await asking, Draining)
-    assert engine.snapshot().held == 0
+    assert (await engine.snapshot()).held == 0
     del engine
     gc.collect()
     assert large_tensors() == []

@@ -55,11 +55,11 @@ async def test_the_budget_holds_while_all_models_are_asked(store) -> None:
     async with engine_over(store, budget=str(size * 2)) as engine:
         jobs = [ask(engine, f"m{i % 5 + 1}") for i in range(100)]
         assert await asyncio.gather(*jobs) == [float(i % 5 + 1) for i in range(100)]
-        snapshot = engine.snapshot()
+        snapshot = await engine.snapshot()
         assert snapshot.peak_held <= snapshot.capacity == size * 2
         assert snapshot.evictions >= 1
         assert sum(snapshot.requests.values()) == 100
-    assert engine.snapshot().held == 0
+    assert (await engine.snapshot()).held == 0
 
 
 async def test_requested_outputs_and_rows(store) -> None:
@@ -89,21 +89,21 @@ async def test_errors_are_typed(store) -> None:
         assert await engine.servable("m2")
         assert not await engine.servable("m1"), "it failed a moment ago"
         assert not await engine.servable("nobody")
-        states = {e.name: (e.state, e.reason) for e in engine.index()}
+        states = {e.name: (e.state, e.reason) for e in await engine.index()}
         assert states["m1"][0] == "UNAVAILABLE"
         assert "model.safetensors" in states["m1"][1]
-        assert engine.snapshot().held == 0
+        assert (await engine.snapshot()).held == 0
 
 
 async def test_load_and_unload(store) -> None:
     async with engine_over(store) as engine:
         await engine.load("m1")
         await engine.load("m2")
-        assert [e.name for e in engine.index(ready_only=True)] == ["m1", "m2"]
+        assert [e.name for e in await engine.index(ready_only=True)] == ["m1", "m2"]
         await engine.unload("m1")
         await engine.unload("nobody")
-        assert [e.name for e in engine.index(ready_only=True)] == ["m2"]
-        assert [e.name for e in engine.index()] == ["m1", "m2"]
+        assert [e.name for e in await engine.index(ready_only=True)] == ["m2"]
+        assert [e.name for e in await engine.index()] == ["m1", "m2"]
         assert await ask(engine, "m1") == 1.0
 
 
@@ -113,13 +113,13 @@ async def test_statistics(store) -> None:
             await ask(engine, "m1")
         with pytest.raises(BadRequest):
             await ask(engine, "m1", x=torch.ones(1, 5))
-        (stats,) = engine.statistics("m1")
+        (stats,) = await engine.statistics("m1")
         assert (stats.requests, stats.executions) == (3, 3)
         assert (stats.hits.count, stats.misses.count, stats.fail.count) == (2, 1, 1)
         assert stats.bytes_by_tier == {"cpu": 256}
         assert stats.last_use > 1.7e9
-        assert engine.statistics("nobody") == []
-        (resident,) = engine.snapshot().residents
+        assert await engine.statistics("nobody") == []
+        (resident,) = (await engine.snapshot()).residents
         assert (resident.name, resident.uses, resident.nbytes) == ("m1", 3, 256)
 
 
@@ -150,7 +150,7 @@ async def test_a_model_overwritten_while_it_was_away_costs_nobody_an_error(
         tiny_models.linear(store, "m1", 60)
         await engine.load("m1")
         assert await ask(engine, "m1") == 60.0
-        (stats,) = engine.statistics("m1")
+        (stats,) = await engine.statistics("m1")
         assert stats.fail.count == 0
 
 
@@ -163,7 +163,7 @@ async def test_what_stays_broken_is_refused_after_one_more_look(store) -> None:
                 await ask(engine, "m1")
             with pytest.raises(ArtifactRefused):
                 await engine.load("m1")
-        (stats,) = engine.statistics("m1")
+        (stats,) = await engine.statistics("m1")
         assert stats.fail.count == 3
 
 
@@ -183,7 +183,7 @@ async def test_drain_refuses_what_comes_later(store) -> None:
         assert engine.ready
         await engine.drain()
         assert not engine.ready
-        assert engine.snapshot().held == 0
+        assert (await engine.snapshot()).held == 0
         with pytest.raises(Draining):
             await ask(engine, "m1")
         with pytest.raises(Draining):
@@ -198,7 +198,9 @@ async def test_a_pinned_model_survives_the_crowd(store) -> None:
         await ask(engine, "rock")
         for index in range(1, 6):
             await ask(engine, f"m{index}")
-        names = {r.name for r in engine.snapshot().residents if r.state == "READY"}
+        names = {
+            r.name for r in (await engine.snapshot()).residents if r.state == "READY"
+        }
         assert "rock" in names
 
 

@@ -29,7 +29,7 @@ async def engine_over(url: str, **settings):
     told = {"store": url, "device": "cpu", "budget": "64MiB", **settings}
     async with composed(Settings(**told), NullObserver()) as engine:
         yield engine
-    assert engine.snapshot().held == 0
+    assert (await engine.snapshot()).held == 0
 
 
 async def ask(engine, model: str, version: str = "") -> float:
@@ -60,7 +60,7 @@ async def test_models_are_served_from_s3(s3: str) -> None:
         await upload(s3, f"m{factor}/1", tiny_models.files(factor))
     async with engine_over(s3) as engine:
         assert await asyncio.gather(ask(engine, "m3"), ask(engine, "m5")) == [3.0, 5.0]
-        assert engine.snapshot().loads == 2
+        assert (await engine.snapshot()).loads == 2
 
 
 async def test_versions_and_the_latest(s3: str) -> None:

@@ -37,13 +37,15 @@ async def ask(engine, model: str) -> float:
     return answer.outputs[0][1][0, 0].item()
 
 
-def ready(engine) -> list[str]:
-    return sorted(r.name for r in engine.snapshot().residents if r.state == "READY")
+async def ready(engine) -> list[str]:
+    return sorted(
+        r.name for r in (await engine.snapshot()).residents if r.state == "READY"
+    )
 
 
 async def until_ready(engine, *names: str) -> None:
     """Prewarm works behind our back: asking the loop for turns is how one waits."""
-    while ready(engine) != sorted(names):  # noqa: ASYNC110
+    while await ready(engine) != sorted(names):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 
@@ -65,14 +67,14 @@ def two(store: Path) -> str:
 async def test_named_models_are_in_before_anybody_asks(store) -> None:
     async with engine_over(store, prewarm="m2,m4:1, nobody,m1:9,m5") as engine:
         await until_ready(engine, "m2", "m4", "m5")
-        assert sum(engine.snapshot().requests.values()) == 0
+        assert sum((await engine.snapshot()).requests.values()) == 0
 
 
 async def test_prewarm_ends_where_the_room_ends(store, two) -> None:
     async with engine_over(store, prewarm="m1,m2,m3,m4", budget=two) as engine:
         await until_ready(engine, "m1", "m2")
         assert await ask(engine, "m5") == 5
-        assert engine.snapshot().evictions == 1, "only for the request"
+        assert (await engine.snapshot()).evictions == 1, "only for the request"
 
 
 async def test_who_was_in_comes_in_again_the_last_used_first(
@@ -111,14 +113,14 @@ async def test_tiers_below_the_device(store, tmp_path, two) -> None:
             assert await ask(engine, name) == float(name[1])
         # m1 left the host tier for others and came back from disk or the store,
         # whichever was faster; m5 was resident, or one copy away.
-        snapshot = engine.snapshot()
+        snapshot = await engine.snapshot()
         assert snapshot.peak_held <= snapshot.capacity
         assert snapshot.tiers.space.reserved <= snapshot.capacity
         host, disk = snapshot.tiers.below
         assert (host.name, disk.name) == ("host", "disk")
         assert host.entries == 2
         assert sum(snapshot.tiers.loads.values()) == snapshot.loads
-        (stats,) = engine.statistics("m1")
+        (stats,) = await engine.statistics("m1")
         assert stats.bytes_by_tier["cpu"] == 256
         page, _ = Metrics(Counts(), "1").page(snapshot)
         for line in (
@@ -135,13 +137,13 @@ async def test_tiers_below_the_device(store, tmp_path, two) -> None:
         console = Console(width=200, file=io.StringIO())
         console.print(frame(report, None, Sort.NAME, None))
         assert f"host {host.held} B of {two} B   disk" in console.file.getvalue()
-    assert engine.snapshot().tiers.space.held == 0
+    assert (await engine.snapshot()).tiers.space.held == 0
 
 
 async def test_a_broken_disk_leaves_a_server_without_the_tier(store) -> None:
     async with engine_over(store, disk_cache="/proc/no") as engine:
         assert await ask(engine, "m1") == 1
-        (disk,) = engine.snapshot().tiers.below
+        (disk,) = (await engine.snapshot()).tiers.below
         assert not disk.up
         assert disk.failures > 0
 

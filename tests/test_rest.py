@@ -100,9 +100,9 @@ async def test_the_status_is_a_report(client, engine):
     assert answer.headers["cache-control"] == "no-store"
     report = decode(answer.content)
     assert report.about == About("hotset-test", "1.2.3", True)
-    now = engine.snapshot()
+    now = await engine.snapshot()
     assert report.snapshot == replace(now, residents=list(now.residents))
-    assert answer.json()["capacity"] == engine.snapshot().capacity
+    assert answer.json()["capacity"] == (await engine.snapshot()).capacity
 
 
 async def test_what_is_not_there_is_told_as_json(client):
@@ -115,7 +115,7 @@ async def test_what_is_not_there_is_told_as_json(client):
 
 
 async def test_a_bug_is_told_by_an_id_and_nothing_else(client, engine, monkeypatch):
-    def broken():
+    async def broken():
         raise RuntimeError("canary: s3://key:secret@host")
 
     monkeypatch.setattr(engine, "snapshot", broken)

@@ -37,7 +37,7 @@ async def test_models_come_and_go_and_answer_right(tmp_path: Path) -> None:
             jobs = [ask(engine, (turn + i) % 8) for i in range(4)]
             expected = [float((turn + i) % 8) for i in range(4)]
             assert await asyncio.gather(*jobs) == expected
-        snapshot = engine.snapshot()
+        snapshot = await engine.snapshot()
         assert snapshot.evictions > 100
         assert snapshot.peak_held <= snapshot.capacity
         assert snapshot.measured is not None
@@ -52,6 +52,6 @@ async def test_a_model_too_large_for_the_device_is_a_typed_error(
     free, _ = torch.cuda.mem_get_info()
     hog = torch.empty(free - 64 * MIB, dtype=torch.uint8, device="cuda:0")
     async with composed(settings(tmp_path, MIB), NullObserver()) as engine:
-        assert engine.snapshot().capacity <= 64 * MIB
+        assert (await engine.snapshot()).capacity <= 64 * MIB
     del hog
     torch.cuda.empty_cache()
