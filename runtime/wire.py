@@ -162,7 +162,7 @@ def _raw(
                 f"raw_input_contents for '{name}' for model '{model}'"
             )
         if size != len(raw):
-            raise _size_mismatch(model, name, size, len(raw))
+            raise _size_mismatch(model, tensor, size, len(raw))
         tensors[name] = from_raw(datatype, shape, raw)
     if len(raws) < len(inputs):
         raise _no_data(model, inputs[len(raws)].name)
@@ -189,7 +189,9 @@ def _typed(model: str, inputs: Sequence[_Input]) -> dict[str, torch.Tensor]:
         if len(values) * ITEMSIZE[datatype] != size:
             got = len(values) * ITEMSIZE[datatype]
             raise (
-                _size_mismatch(model, name, size, got) if got else _no_data(model, name)
+                _size_mismatch(model, tensor, size, got)
+                if got
+                else _no_data(model, name)
             )
         filled = from_values(datatype, shape, values)
         if filled is None:
@@ -229,10 +231,12 @@ def _claimed(
     return name, datatype, shape, elements * itemsize
 
 
-def _size_mismatch(model: str, name: str, expected: int, got: int) -> BadRequest:
+def _size_mismatch(model: str, tensor: _Input, expected: int, got: int) -> BadRequest:
+    shape = ",".join(map(str, tensor.shape))
     return BadRequest(
-        f"input byte size mismatch for input '{name}' for model '{model}'. "
-        f"Expected {expected}, got {got}"
+        f"input byte size mismatch for input '{tensor.name}' for model '{model}'. "
+        f"Expected {expected}, got {got} ({tensor.datatype}[{shape}], the shape that "
+        f"the request gives, takes {expected} bytes)"
     )
 
 

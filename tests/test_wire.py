@@ -260,15 +260,18 @@ REFUSALS = {
     ),
     "fewer bytes than the shape": (
         raw_request("FP32", [1, 4], bytes(8)),
-        "input byte size mismatch for input 'x' for model 'm'. Expected 16, got 8",
+        "input byte size mismatch for input 'x' for model 'm'. Expected 16, got 8 "
+        "(FP32[1,4], the shape that the request gives, takes 16 bytes)",
     ),
     "more bytes than the shape": (
         raw_request("FP32", [1, 4], bytes(17)),
-        "input byte size mismatch for input 'x' for model 'm'. Expected 16, got 17",
+        "input byte size mismatch for input 'x' for model 'm'. Expected 16, got 17 "
+        "(FP32[1,4], the shape that the request gives, takes 16 bytes)",
     ),
     "fewer values than the shape": (
         typed_request("FP32", [1, 4], "fp32_contents", [1.0, 2.0]),
-        "input byte size mismatch for input 'x' for model 'm'. Expected 16, got 8",
+        "input byte size mismatch for input 'x' for model 'm'. Expected 16, got 8 "
+        "(FP32[1,4], the shape that the request gives, takes 16 bytes)",
     ),
     "no values at all": (
         typed_request("FP32", [4], "fp32_contents", []),

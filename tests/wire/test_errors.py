@@ -101,7 +101,8 @@ GOLDEN = [
     (
         predict(shape=(1, 4), raw=bytes(8)),
         "INVALID_ARGUMENT",
-        "input byte size mismatch for input 'x' for model 'linear'. Expected 16, got 8",
+        "input byte size mismatch for input 'x' for model 'linear'. Expected 16, got 8 "
+        "(FP32[1,4], the shape that the request gives, takes 16 bytes)",
     ),
     (
         predict(datatype="INT32"),
