@@ -4,6 +4,8 @@ Owns: the export, and what it tells of inputs, outputs and weights. Must not: wr
 files (loader/pack_write.py).
 """
 
+import contextlib
+import io
 import os
 import re
 import traceback
@@ -14,6 +16,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
@@ -65,6 +68,8 @@ class Exported:
     weights: Mapping[str, torch.Tensor]
     tied: Mapping[str, str]
     trials: tuple[Trial, ...]
+    switched: bool = False
+    """It was given in training mode, and is packed in eval mode."""
 
 
 def export(
@@ -83,6 +88,7 @@ def export(
     for the rest. Raises PackRefused.
     """
     wishes = Wishes(outputs, max_batch_size, dynamic, ranges, limits)
+    training = any(part.training for part in module.modules())
     original = Original.of(module.eval(), tuple(inputs))
     examples = _grown(inputs, max_batch_size)
     free = {
@@ -90,7 +96,8 @@ def export(
         for name in inputs
     }
     program = _traced(original, examples, free)
-    return exported(program, original, examples, wishes)
+    made = exported(program, original, examples, wishes)
+    return replace(made, switched=training)
 
 
 def _grown(
@@ -121,12 +128,20 @@ def _traced(
     dims = {
         name: dict.fromkeys(sorted(free[name]), Dim.DYNAMIC) for name in original.names
     }
-    with serving(), warnings.catch_warnings():
+    # torch writes the graph it has so far to standard error when it gives up.
+    said = io.StringIO()
+    with serving(), warnings.catch_warnings(), contextlib.redirect_stderr(said):
         warnings.simplefilter("ignore")  # torch speaks to those who work on torch
         try:
             return torch.export.export(
                 original.module, args, kwargs, dynamic_shapes=original.shapes(dims)
             )
+        except GuardOnDataDependentSymNode as error:
+            raise PackRefused(
+                f"the module decides by the values of a tensor{line_of(error)}: an "
+                "`if`, a `while`, an int() or a slice by a tensor cannot be exported; "
+                "write it with torch.where, or decide outside the model"
+            ) from error
         except Exception as error:  # tracing runs the owner's code
             text, *_ = _NOISE.split(" ".join(str(error).split()))
             raise PackRefused(

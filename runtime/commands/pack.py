@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
 import torch
 import typer
@@ -23,86 +23,30 @@ from loader.pack import Exported, Packed, PackRefused, export, export_pt2, load_
 from loader.pack import write as write_packed
 from loader.pack_export import Wishes
 from runtime.commands import Failed
+from runtime.commands import pack_options as options
 from runtime.commands.arrays import read_values
 from runtime.commands.shelving import placed
 from runtime.commands.units import size
 
 T = TypeVar("T")
 
-EXAMPLE = """An example of the inputs, for a factory that gives none: JSON by name, \
-@FILE.json or - (floats are FP32, integers INT64)."""
-
 
 def pack(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SOURCE",
-            help="module:factory (a function that gives an nn.Module, or the module "
-            "and its example inputs by name), a .pt2 file of your own, or (with "
-            "--task) a Hugging Face directory.",
-        ),
-    ],
-    out: Annotated[
-        str,
-        typer.Option(metavar="STORE", help="A folder, or such as s3://bucket/prefix."),
-    ],
-    name: Annotated[
-        str, typer.Option(help="Name of the model. Default: the factory's or file's.")
-    ] = "",
-    version: Annotated[str, typer.Option(help="Its version, a number.")] = "1",
-    example: Annotated[str, typer.Option(metavar="JSON", help=EXAMPLE)] = "",
-    task: Annotated[
-        str,
-        typer.Option(
-            metavar="TASK",
-            help="What a Hugging Face directory is for: feature-extraction (mean of "
-            "the tokens, normalised) or sequence-classification.",
-        ),
-    ] = "",
-    outputs: Annotated[
-        list[str] | None,
-        typer.Option("--output", metavar="NAME", help="Name an output. Repeat."),
-    ] = None,
-    max_batch_size: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Rows a call at most; 0: there is no batch dimension."
-        ),
-    ] = 64,
-    dynamic: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=DIM,DIM",
-            help="Free dimensions of an input besides the batch. Repeat.",
-        ),
-    ] = None,
-    limit: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=N,N",
-            help="Largest size of each dimension of an input, -1 for any. Repeat.",
-        ),
-    ] = None,
-    range_: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--range",
-            metavar="NAME=LOW:HIGH",
-            help="Values that an integer input may have. Repeat.",
-        ),
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="A label of the model. Repeat."),
-    ] = None,
-    pin: Annotated[
-        bool, typer.Option("--pin", help="Never evict it once it is resident.")
-    ] = False,
-    priority: Annotated[
-        int, typer.Option(help="Higher stays longer when room is needed.")
-    ] = 0,
-    tenant: Annotated[str, typer.Option(help="Whose it is.")] = "",
+    source: options.Source,
+    out: options.Out,
+    name: options.Name = "",
+    version: options.Version = "1",
+    example: options.Example = "",
+    task: options.Task = "",
+    outputs: options.Outputs = None,
+    max_batch_size: options.MaxBatchSize = 64,
+    dynamic: options.Dynamic = None,
+    limit: options.Limit = None,
+    range_: options.Range = None,
+    label: options.Label = None,
+    pin: options.Pin = False,
+    priority: options.Priority = 0,
+    tenant: options.Tenant = "",
 ) -> None:
     """Turn a PyTorch model into a model directory that hotset serves.
 
@@ -283,6 +227,8 @@ def _told(packed: Packed, found: Exported, out: str) -> Table:
         "weights digest": spec.weights.sha256[:16],
         "max difference": f"{packed.difference:.2g} from the original",
     }
+    if found.switched:
+        rows["mode"] = "eval: it came in training mode and was switched over"
     for title, value in rows.items():
         made.add_row(title, Text(value))
     return made
