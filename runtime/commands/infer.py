@@ -4,26 +4,20 @@ Owns: the request as a user writes it and the answer as a user reads it. Must no
 import torch, or know the server from inside: any server of the protocol will do.
 """
 
-import json
-import math
 import time
-import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import grpc
-import numpy as np
 import typer
 
 from protos import open_inference_pb2 as pb
 from protos.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from runtime.commands import Failed
-from runtime.commands.arrays import Array, fit, from_bytes, read_value, read_values
+from runtime.commands import Failed, answer
+from runtime.commands.arrays import Array, fit, read_value, read_values
 from runtime.commands.arrays import to_bytes as raw
-from runtime.printable import one_line
 
 DEFAULT_URL = "127.0.0.1:8081"
 CONNECT_S = 5.0
@@ -33,8 +27,6 @@ CHANNEL = (
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
 )
-SHOWN = 200
-"""Values of an output that a table shows in full."""
 
 
 class Form(StrEnum):
@@ -44,57 +36,57 @@ class Form(StrEnum):
     JSON = "json"
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One tensor of an answer."""
-
-    name: str
-    datatype: str
-    array: Array
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Its name.")]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        "-i",
+        metavar="NAME=VALUE",
+        help="An input: JSON, @file.npy, @file.npz or @file.json. Repeat for more.",
+    ),
+]
+Text = Annotated[
+    str | None,
+    typer.Option(
+        "--json",
+        metavar="JSON",
+        help="All inputs at once: an object of name and value, or the body of a "
+        "REST request; @FILE reads a file, - reads standard input.",
+    ),
+]
+Version = Annotated[
+    str, typer.Option(help="Version of the model. Default: the latest.")
+]
+Outputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--output", "-o", metavar="NAME", help="Ask for this output only. Repeat."
+    ),
+]
+Url = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="gRPC address of the server.")
+]
+Timeout = Annotated[
+    float, typer.Option(min=0.001, help="Deadline of the request, in seconds.")
+]
+Shown = Annotated[Form, typer.Option("--format", help="How to show the answer.")]
+Save = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Write the outputs to this .npz as well."),
+]
 
 
 def infer(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Its name.")],
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input",
-            "-i",
-            metavar="NAME=VALUE",
-            help="An input: JSON, @file.npy, @file.npz or @file.json. Repeat for more.",
-        ),
-    ] = None,
-    text: Annotated[
-        str | None,
-        typer.Option(
-            "--json",
-            metavar="JSON",
-            help="All inputs at once: an object of name and value, or the body of a "
-            "REST request; @FILE reads a file, - reads standard input.",
-        ),
-    ] = None,
-    version: Annotated[
-        str, typer.Option(help="Version of the model. Default: the latest.")
-    ] = "",
-    outputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--output", "-o", metavar="NAME", help="Ask for this output only. Repeat."
-        ),
-    ] = None,
-    url: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="gRPC address of the server.")
-    ] = DEFAULT_URL,
-    timeout: Annotated[
-        float, typer.Option(min=0.001, help="Deadline of the request, in seconds.")
-    ] = 60.0,
-    form: Annotated[
-        Form, typer.Option("--format", help="How to show the answer.")
-    ] = Form.TABLE,
-    save: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write the outputs to this .npz as well."),
-    ] = None,
+    model: Model,
+    inputs: Inputs = None,
+    text: Text = None,
+    version: Version = "",
+    outputs: Outputs = None,
+    url: Url = DEFAULT_URL,
+    timeout: Timeout = 60.0,
+    form: Shown = Form.TABLE,
+    save: Save = None,
 ) -> None:
     """Send one request to a running server and show the answer.
 
@@ -119,19 +111,23 @@ def infer(
             )
             request = _request(about, given, outputs or [], version)
             begun = time.perf_counter()
-            answer = stub.ModelInfer(request, timeout=timeout)
+            got = stub.ModelInfer(request, timeout=timeout)
             seconds = time.perf_counter() - begun
         except grpc.RpcError as error:
-            unknown = error.code() is grpc.StatusCode.NOT_FOUND
-            hint = "; see `hotset ls --store STORE`" if unknown else ""
-            raise Failed(f"{error.code().name}: {error.details()}{hint}") from None
-    found = _outputs(answer)
+            raise _refused(error) from None
+    found = answer.read(got)
     if save is not None:
-        _save(save, found)
+        answer.save(save, found)
     if form is Form.JSON:
-        typer.echo(_json(answer, found))
+        typer.echo(answer.as_json(got, found))
     else:
-        _table(answer, found, seconds)
+        answer.table(got, found, seconds)
+
+
+def _refused(error: grpc.RpcError) -> Failed:
+    unknown = error.code() is grpc.StatusCode.NOT_FOUND
+    hint = "; see `hotset ls --store STORE`" if unknown else ""
+    return Failed(f"{error.code().name}: {error.details()}{hint}")
 
 
 def _given(inputs: Sequence[str], text: str | None) -> dict[str, Array]:
@@ -188,66 +184,3 @@ def _request(
             )
         request.outputs.add(name=name)
     return request
-
-
-def _outputs(answer: pb.ModelInferResponse) -> list[Output]:
-    if len(answer.raw_output_contents) != len(answer.outputs):
-        raise Failed("the answer has no raw contents, which this command needs")
-    return [
-        Output(o.name, o.datatype, from_bytes(data, o.datatype, list(o.shape)))
-        for o, data in zip(answer.outputs, answer.raw_output_contents, strict=True)
-    ]
-
-
-def _save(path: Path, outputs: Sequence[Output]) -> None:
-    try:
-        # Not np.savez: an output may be called `file`, as its own argument is.
-        with zipfile.ZipFile(path, "w") as archive:
-            for output in outputs:
-                with archive.open(f"{output.name}.npy", "w") as member:
-                    np.lib.format.write_array(member, output.array, allow_pickle=False)
-    except OSError as error:
-        raise Failed(f"{path}: {error.strerror}") from None
-
-
-def _json(answer: pb.ModelInferResponse, outputs: Sequence[Output]) -> str:
-    """The answer as the REST protocol writes it."""
-    return json.dumps(
-        {
-            "model_name": answer.model_name,
-            "model_version": answer.model_version,
-            "outputs": [
-                {
-                    "name": output.name,
-                    "datatype": output.datatype,
-                    "shape": list(output.array.shape),
-                    "data": [_number(value) for value in output.array.ravel().tolist()],
-                }
-                for output in outputs
-            ],
-        }
-    )
-
-
-def _number(value: object) -> object:
-    """JSON knows no NaN and no infinity; protobuf writes them as these words."""
-    if not isinstance(value, float) or math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else f"{'-' * (value < 0)}Infinity"
-
-
-def _table(
-    answer: pb.ModelInferResponse, outputs: Sequence[Output], seconds: float
-) -> None:
-    typer.echo(
-        f"{one_line(answer.model_name)} version {one_line(answer.model_version)}, "
-        f"{1000 * seconds:.1f} ms"
-    )
-    for output in outputs:
-        values = np.array2string(
-            output.array, precision=5, threshold=SHOWN, suppress_small=True
-        )
-        typer.echo(
-            f"{one_line(output.name)} {output.datatype}{list(output.array.shape)}"
-        )
-        typer.echo("\n".join(f"  {line}" for line in values.splitlines()))
