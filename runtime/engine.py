@@ -109,6 +109,17 @@ class Resident:
     idle_s: float
     pinned: bool
     reason: str = ""
+    below: Mapping[str, int] = field(default_factory=dict)
+    """Its bytes in the tiers below the device: {"host": 1048576}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A model that is not on the device, and whose bytes a tier below it has."""
+
+    name: str
+    version: str
+    below: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +152,8 @@ class Snapshot:
     """Loads of models that had left less than their own load time before."""
     deferred: int = 0
     """Requests told to come again later, to break a spiral."""
+    kept: Sequence[Kept] = field(default_factory=list)
+    """Who is one tier away; some of them, where there are very many."""
 
 
 class Engine(Protocol):

@@ -196,6 +196,8 @@ class LocalEngine:
             requests=self._statistics.temperatures,
             uptime_s=self._clock() - self._began,
             tiers=self.tiers(),
+            met=self._catalog.specs(),
+            below=self.bytes_below,
         )
 
     async def explain(self, model: str, version: str = "") -> Explanation:

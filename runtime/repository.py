@@ -172,11 +172,13 @@ def _duration(duration: Duration) -> pb.StatisticDuration:
 
 
 def _memory(bytes_by_tier: Mapping[str, int]) -> list[pb.MemoryUsage]:
-    """Tiers in the protocol's words; it has none for a disk."""
+    """Tiers in the protocol's words; it has none for a disk. Beside a GPU the host
+    tier is pinned memory (loader/host.py)."""
     usage = []
+    pinned = any(tier.startswith("cuda") for tier in bytes_by_tier)
+    kind = {"cuda": "GPU", "cpu": "CPU", "host": "CPU_PINNED" if pinned else "CPU"}
     for tier, nbytes in bytes_by_tier.items():
         device, _, number = tier.partition(":")
-        kind = {"cuda": "GPU", "pinned": "CPU_PINNED", "cpu": "CPU", "host": "CPU"}
         if device in kind:
             usage.append(
                 pb.MemoryUsage(type=kind[device], id=int(number or 0), byte_size=nbytes)

@@ -4,11 +4,12 @@ Owns: the translation of residencies into the seam's vocabulary. Must not: chang
 anything.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from loader.manifest import ModelSpec
 from loader.tier import Tiers
 from runtime.cache import ModelCache
-from runtime.engine import Resident, Snapshot, State, Temperature
+from runtime.engine import Kept, Resident, Snapshot, State, Temperature
 from runtime.residency import M, Residency, Stage
 
 STATES: Mapping[Stage, State] = {
@@ -18,6 +19,12 @@ STATES: Mapping[Stage, State] = {
     Stage.FAILED: "UNAVAILABLE",
     Stage.GONE: "UNAVAILABLE",
 }
+
+
+KEPT_SHOWN = 4096
+"""A look is taken on the event loop: some 2 us for each model that was ever met."""
+
+Below = Callable[[ModelSpec], Mapping[str, int]]
 
 
 def look(
@@ -30,8 +37,11 @@ def look(
     requests: Mapping[Temperature, int],
     uptime_s: float,
     tiers: Tiers,
+    met: Iterable[ModelSpec] = (),
+    below: Below = lambda spec: {},
 ) -> Snapshot:
-    """The cache as it is now."""
+    """The cache as it is now. `met`: the models known; `below`: the bytes of one in
+    the tiers below the device."""
     now = cache.clock()
     return Snapshot(
         device=device,
@@ -53,13 +63,27 @@ def look(
         relapses=cache.spiral.relapses,
         deferred=cache.spiral.deferred,
         residents=[
-            _resident(life, cache.ledger.size(key), device, now)
+            _resident(life, cache.ledger.size(key), device, now, below)
             for key, life in cache.residencies.items()
         ],
+        kept=list(_kept(cache, met, below)) if tiers.below else [],
     )
 
 
-def _resident(life: Residency[M], nbytes: int, device: str, now: float) -> Resident:
+def _kept(
+    cache: ModelCache[M], met: Iterable[ModelSpec], below: Below
+) -> Iterator[Kept]:
+    """Of those met, who is not on the device but in a tier below it."""
+    absent = {spec.key: spec for spec in met if spec.key not in cache.residencies}
+    for spec in list(absent.values())[:KEPT_SHOWN]:
+        found = below(spec)
+        if found:
+            yield Kept(spec.name, spec.version, found)
+
+
+def _resident(
+    life: Residency[M], nbytes: int, device: str, now: float, below: Below
+) -> Resident:
     return Resident(
         name=life.spec.name,
         version=life.spec.version,
@@ -70,4 +94,5 @@ def _resident(life: Residency[M], nbytes: int, device: str, now: float) -> Resid
         uses=life.uses,
         idle_s=max(0.0, now - life.last_use) if life.uses else now - life.since,
         pinned=life.spec.pin,
+        below=below(life.spec),
     )

@@ -5,8 +5,8 @@ Owns: the listing. Must not: load a model, or read more of a store than manifest
 
 import asyncio
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Annotated
 
@@ -21,7 +21,7 @@ from runtime.catalog import Catalog
 from runtime.commands import Failed
 from runtime.commands.remote import DEFAULT_URL, ask
 from runtime.commands.units import size
-from runtime.engine import Resident
+from runtime.engine import Resident, Snapshot
 from runtime.errors import Refused
 from runtime.printable import one_line
 
@@ -38,13 +38,18 @@ class Form(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One version of one model. `state` is empty where no server was asked."""
+    """One version of one model.
+
+    `nbytes`: its weights file in the store; None where no store was asked or it cannot
+    be read. `tiers`: what it holds of a server's memory and disk, by tier. `state` is
+    empty where no server was asked.
+    """
 
     name: str
     version: str
     nbytes: int | None
     state: str = ""
-    tier: str = ""
+    tiers: Mapping[str, int] = field(default_factory=dict)
     note: str = ""
 
 
@@ -72,7 +77,7 @@ def ls(
         Form, typer.Option("--format", help="A table, or one JSON object a line.")
     ] = Form.TABLE,
 ) -> None:
-    """List models with their size, and what a server makes of them.
+    """List models with their bytes, and what a server makes of them.
 
     The models of a store, with all their versions:
 
@@ -85,13 +90,17 @@ def ls(
         hotset ls --url http://127.0.0.1:8080
 
         hotset ls --store ./store --url http://127.0.0.1:8080
+
+    The column `file` is the weights file as it lies in the store. A column of its own
+    for each tier of a server (cpu or cuda:0, host, disk) is what the model holds
+    there: on the device its bytes as they are booked, a little more than the file.
     """
     console = Console()
-    held: Sequence[Resident] = ()
+    held: Sequence[Row] = ()
     if url is not None or store is None:
-        held = ask(url or DEFAULT_URL).snapshot.residents
+        held = of_server(ask(url or DEFAULT_URL).snapshot)
     if store is None:
-        rows = [_of_resident(r) for r in held if r.name.startswith(prefix)]
+        rows = [row for row in held if row.name.startswith(prefix)]
         more = False
     else:
         with console.status("reading the store"):
@@ -102,7 +111,7 @@ def ls(
         for row in rows:
             typer.echo(json.dumps(asdict(row)))
     else:
-        console.print(table(rows))
+        console.print(table(rows, filed=store is not None))
     if more:
         typer.echo(f"there are more than {limit} models: see --limit", err=True)
 
@@ -141,14 +150,22 @@ async def _versions(catalog: Catalog, name: str, slots: asyncio.Semaphore) -> li
         return rows
 
 
-def joined(rows: Iterable[Row], held: Iterable[Resident]) -> list[Row]:
+def joined(rows: Iterable[Row], held: Iterable[Row]) -> list[Row]:
     """Rows of a store, each with the state that a server has it in."""
-    known = {(r.name, r.version): r for r in held}
+    known = {(row.name, row.version): row for row in held}
     return [
-        replace(row, state=resident.state, tier=resident.tier)
-        if (resident := known.get((row.name, row.version)))
+        replace(row, state=there.state, tiers=there.tiers)
+        if (there := known.get((row.name, row.version)))
         else replace(row, state="-")
         for row in rows
+    ]
+
+
+def of_server(snapshot: Snapshot) -> list[Row]:
+    """What a server holds: on the device, then what is one tier away."""
+    return [
+        *map(_of_resident, snapshot.residents),
+        *(Row(k.name, k.version, None, "-", k.below) for k in snapshot.kept),
     ]
 
 
@@ -156,9 +173,9 @@ def _of_resident(resident: Resident) -> Row:
     return Row(
         resident.name,
         resident.version,
-        resident.nbytes,
+        None,
         resident.state,
-        resident.tier,
+        {resident.tier: resident.nbytes, **resident.below},
         _note(resident.pinned) or resident.reason,
     )
 
@@ -167,24 +184,38 @@ def _note(pinned: bool) -> str:
     return "pinned" if pinned else ""
 
 
-def table(rows: Sequence[Row]) -> Table:
-    """The listing for people. Columns that would be empty are left out."""
+def table(rows: Sequence[Row], filed: bool) -> Table:
+    """The listing for people. `filed`: a store was asked. Columns that would be empty
+    are left out."""
     states = any(row.state for row in rows)
+    tiers = list(dict.fromkeys(tier for row in rows for tier in row.tiers))
     made = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     made.add_column("model", overflow="fold")
     made.add_column("version")
-    made.add_column("size", justify="right", no_wrap=True)
+    if filed:
+        made.add_column("file", justify="right", no_wrap=True)
     if states:
         made.add_column("state")
-        made.add_column("tier")
+    for tier in tiers:
+        made.add_column(one_line(tier), justify="right", no_wrap=True)
     made.add_column("", overflow="fold")
     for row in rows:
         cells = [Text(one_line(row.name)), Text(one_line(row.version))]
-        cells.append(Text("?" if row.nbytes is None else size(row.nbytes)))
+        if filed:
+            cells.append(Text("?" if row.nbytes is None else size(row.nbytes)))
         if states:
-            cells += [Text(one_line(row.state)), Text(one_line(row.tier))]
+            cells.append(Text(one_line(row.state)))
+        cells += [Text(size(row.tiers[t]) if t in row.tiers else "-") for t in tiers]
         made.add_row(*cells, Text(one_line(row.note)))
-    total = sum(row.nbytes or 0 for row in rows)
-    made.caption = f"{len(rows)} in all, {size(total)}"
+    made.caption = _sums(rows, filed, tiers)
     made.caption_justify = "left"
     return made
+
+
+def _sums(rows: Sequence[Row], filed: bool, tiers: Sequence[str]) -> str:
+    """'3 in all: files 1.2 MiB, cpu 0.9 MiB'."""
+    sums = [f"files {size(sum(row.nbytes or 0 for row in rows))}"] if filed else []
+    for tier in tiers:
+        held = sum(row.tiers.get(tier, 0) for row in rows)
+        sums.append(f"{one_line(tier)} {size(held)}")
+    return f"{len(rows)} in all" + (f": {', '.join(sums)}" if sums else "")

@@ -54,7 +54,7 @@ def frame(
     cut = shown if rows is None else shown[:rows]
     parts: list[RenderableType] = [_title(report, trouble), _memory(snapshot)]
     parts.append(_traffic(snapshot, rates(report, before)))
-    parts.append(_table(cut, sort))
+    parts.append(_table(cut, sort, [t.name for t in snapshot.tiers.below]))
     if len(cut) < len(shown):
         parts.append(Text(f"and {len(shown) - len(cut)} more", style="dim"))
     return Group(*parts)
@@ -152,7 +152,8 @@ def _rate(rate: float | None) -> str:
     return "-" if rate is None else f"{rate:.1f}"
 
 
-def _table(residents: Sequence[Resident], sort: Sort) -> Table:
+def _table(residents: Sequence[Resident], sort: Sort, below: Sequence[str]) -> Table:
+    """`below`: the tiers below the device, a column each."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     # The name gives way where the screen is narrow: only what may wrap is shortened.
     table.add_column(_heading("model", sort, Sort.NAME), overflow="ellipsis")
@@ -160,6 +161,8 @@ def _table(residents: Sequence[Resident], sort: Sort) -> Table:
     table.add_column(_heading("state", sort, Sort.STATE), no_wrap=True)
     table.add_column(_heading("size", sort, Sort.SIZE), justify="right", no_wrap=True)
     table.add_column("tier", no_wrap=True)
+    for tier in below:
+        table.add_column(one_line(tier), justify="right", no_wrap=True)
     table.add_column(_heading("uses", sort, Sort.USES), justify="right", no_wrap=True)
     table.add_column("leases", justify="right", no_wrap=True)
     table.add_column(_heading("idle", sort, Sort.IDLE), justify="right", no_wrap=True)
@@ -171,6 +174,7 @@ def _table(residents: Sequence[Resident], sort: Sort) -> Table:
             Text(resident.state, style=STATE_STYLES.get(resident.state, "red")),
             size(resident.nbytes),
             Text(one_line(resident.tier)),
+            *(size(resident.below[t]) if t in resident.below else "-" for t in below),
             str(resident.uses),
             str(resident.leases),
             age(resident.idle_s) if resident.uses else "unused",
