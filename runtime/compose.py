@@ -27,6 +27,7 @@ from runtime import access_log, journal
 from runtime.batch import Batcher
 from runtime.cache import Bounds, ModelCache
 from runtime.catalog import Catalog
+from runtime.census import tell
 from runtime.config import Settings
 from runtime.counts import Counts
 from runtime.devices import lanes_of, pick_device, share_cores
@@ -46,6 +47,9 @@ log = structlog.get_logger()
 
 DEVICE_LOST = 70
 """Exit code after a sticky device error: whoever started us should start us again."""
+
+SMALL = 1 << 20
+"""A budget below this is worth a warning: a model of some use has more bytes."""
 
 
 async def serve(settings: Settings, store: Store | None = None) -> int:
@@ -75,6 +79,10 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
             capacity=snapshot.capacity,
             policy=snapshot.policy,
         )
+        if snapshot.capacity < SMALL:
+            log.warning("hardly any model fits", capacity=snapshot.capacity)
+        census = asyncio.create_task(tell(store or Store.open(settings.store)))
+        stack.push_async_callback(_ended, census)
         await _first(told, asyncio.ensure_future(lost.wait()))
     return DEVICE_LOST if lost.is_set() else 0
 

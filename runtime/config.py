@@ -41,7 +41,12 @@ def _bytes(value: object) -> object:
 
 
 def _budget(value: object) -> object:
-    return parse_budget(str(value)) if isinstance(value, (str, int, float)) else value
+    if not isinstance(value, (str, int, float)):
+        return value
+    if re.fullmatch(r"[1-9]\d?|100", str(value).strip()):
+        # No model fits into 80 bytes; a share without its sign is what was meant.
+        raise BudgetRefused(str(value), f"is {value} bytes: did you mean '{value}%'?")
+    return parse_budget(str(value))
 
 
 def _bytes_or_auto(value: object) -> object:

@@ -65,6 +65,7 @@ def test_sizes_and_choices_are_read_as_people_write_them(written, name, value):
         ("budget", "64x", "write a share of the device like '80%'"),
         ("budget", "0.8", "less than one byte"),
         ("budget", "120%", "between 0 and 100"),
+        ("budget", "80", "is 80 bytes: did you mean '80%'?"),
         ("reserve", "5%", "write bytes"),
         ("max_message", "100", "greater than or equal to 4096"),
         ("max_message", "3GiB", "less than or equal"),
