@@ -320,7 +320,7 @@ def _branch(x: Tensor) -> Tensor:
 
 
 REFUSED = {
-    "a branch by value": (lambda x: x if x.sum() > 0 else -x, "cannot trace"),
+    "a branch by value": (lambda x: x if x.sum() > 0 else -x, "by the values"),
     "a value as a number": (lambda x: x * x.sum().item(), r"aten\.item|cannot trace"),
     "control flow": (_branch, "cond"),
     "random numbers": (torch.rand_like, r"aten\.rand_like"),
