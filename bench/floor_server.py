@@ -71,12 +71,12 @@ class Floor(rpc.GRPCInferenceServiceServicer):
         )
 
 
-async def serve() -> None:
+async def serve(port: int) -> None:
     """Until SIGTERM."""
     server = grpc.aio.server()
     # Generated code has no annotations.
     rpc.add_GRPCInferenceServiceServicer_to_server(Floor(), server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     told = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
@@ -89,14 +89,15 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description="The yardstick of bench.floor.")
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio")
+    parser.add_argument("--port", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.loop == "uvloop":
         import uvloop
 
-        uvloop.run(serve())
+        uvloop.run(serve(options.port))
     else:
-        asyncio.run(serve())
+        asyncio.run(serve(options.port))
 
 
 if __name__ == "__main__":
