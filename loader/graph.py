@@ -28,6 +28,7 @@ from loader.header import MAX_TENSORS, WEIGHT_NAME, WEIGHT_NAME_MEANT
 from loader.manifest import MAX_TENSORS as MAX_INPUTS
 from loader.manifest import TENSOR_NAME, ModelSpec
 from loader.ops import Signature, signature
+from loader.quick import quick
 from loader.strictjson import (
     INT64_MAX,
     array,
@@ -175,11 +176,12 @@ class _Reader:
         args, kwargs = self._arguments.read(
             op, known, found["args"], found.get("kwargs", {}), place
         )
-        made = self._call(known, f"v{index}", args, kwargs)
+        made = self._call(op, known, f"v{index}", args, kwargs)
         self._values["node"][name] = Value(made, known.kind, known.gives)
 
     def _call(
         self,
+        op: str,
         known: Signature,
         ours: str,
         args: tuple[fx.node.Argument, ...],
@@ -189,7 +191,11 @@ class _Reader:
             return self.graph.create_node("call_method", known.target, args, name=ours)
         placed = {"device": self._device} if known.makes else {}
         return self.graph.create_node(
-            "call_function", known.target, args, {**kwargs, **placed}, name=ours
+            "call_function",
+            quick(op, kwargs) or known.target,
+            args,
+            {**kwargs, **placed},
+            name=ours,
         )
 
     def outputs(self, value: object) -> tuple[str, ...]:
