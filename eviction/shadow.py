@@ -3,9 +3,13 @@
 Owns: one expert's residents and its bill. Must not: answer for the real cache.
 
 A full scan for every shadow miss would make a request as dear as the cache is large. So
-one scan serves several evictions: its lowest ranks wait in a queue, and one that was
-used meanwhile is passed over. Caches below `EXACT_BELOW` are scanned each time.
+one scan serves several evictions: its lowest ranks wait in a queue, one that was used
+meanwhile is passed over, and one that came meanwhile is weighed against the next to
+leave: left out, newcomers would be safer here than in the real cache, and an expert
+that wastes them would look better than it is. Small caches are scanned each time.
 """
+
+from collections.abc import Sequence
 
 from eviction.policy import Policy
 
@@ -24,7 +28,9 @@ class Shadow:
         self._held = 0
         self._resident: dict[str, tuple[int, float]] = {}  # bytes, reload_s
         self._queue: list[str] = []  # the next to leave at the end
-        self._used: set[str] = set()  # since the scan that made the queue
+        # Since the scan that made the queue:
+        self._used: set[str] = set()
+        self._came: dict[str, None] = {}
 
     def __repr__(self) -> str:
         return f"<Shadow {self.name}: {len(self._resident)} hold {self._held} bytes>"
@@ -50,11 +56,14 @@ class Shadow:
                 self._evict(now)
         self._resident[model] = (nbytes, reload_s)
         self._held += nbytes
+        if old is None and self._queue:
+            self._came[model] = None
         if old is None and not self._told:
             self.policy.on_load(model, nbytes, reload_s, now)
 
     def forget(self, model: str) -> None:
         """It no longer exists."""
+        self._came.pop(model, None)
         gone = self._resident.pop(model, None)
         if gone is not None:
             self._held -= gone[0]
@@ -62,30 +71,42 @@ class Shadow:
             self.policy.forget(model)
 
     def _evict(self, now: float) -> None:
-        """The lowest in the queue that still is there and was not used since."""
-        model = self._queued() or self._scan(now)
+        """The lowest of the queue, or one that came since and is worth less yet."""
+        model = self._queued()
+        model = self._lowest([model, *self._came], now) if model else self._scan(now)
         self._held -= self._resident.pop(model)[0]
+        self._came.pop(model, None)
         if not self._told:
             self.policy.on_evict(model, now)
 
     def _queued(self) -> str:
-        """Empty when the queue is."""
+        """The next of the queue that still is there and was not used since."""
         while self._queue:
-            model = self._queue.pop()
+            model = self._queue[-1]
             if model in self._resident and model not in self._used:
                 return model
+            self._queue.pop()
         return ""
+
+    def _lowest(self, models: Sequence[str], now: float) -> str:
+        """Of a few; the first of equals."""
+        density = self._density(models, now)
+        return models[density.index(min(density))]
+
+    def _density(self, models: Sequence[str], now: float) -> list[float]:
+        resident = self._resident
+        reload_s = [resident[model][1] for model in models]
+        return [*self.policy.density(models, now, reload_s)]
 
     def _scan(self, now: float) -> str:
         """Rank everyone; keep the lowest for later and give the very lowest."""
         models = list(self._resident)
-        density = self.policy.density(
-            models, now, [reload_s for _, reload_s in self._resident.values()]
-        )
-        serves = len(models) // EXACT_BELOW
+        density = self._density(models, now)
         self._used.clear()
+        self._came.clear()
+        serves = len(models) // EXACT_BELOW
         if serves < 2:
             return models[density.index(min(density))]
         ranks = sorted(range(len(models)), key=density.__getitem__)[:serves]
         self._queue = [models[i] for i in reversed(ranks)]
-        return self._queue.pop()
+        return self._queue[-1]
