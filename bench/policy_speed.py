@@ -7,7 +7,8 @@ import random
 import timeit
 from collections.abc import Callable
 
-from eviction.plan import Candidate, plan
+from eviction.candidates import Candidate, Candidates
+from eviction.plan import plan
 from eviction.policies import POLICIES
 from eviction.policy import Policy
 
@@ -33,11 +34,12 @@ def speed() -> dict[str, float]:
         drawn = rng.choices(models, weights, k=REQUESTS)
         told = _best(lambda p=policy, d=drawn, r=resident: _tell(p, d, r), 3)  # type: ignore[misc]
         found[f"on_request_us.{name}"] = told / REQUESTS
-        candidates = [
+        rows = [
             Candidate(m, n, 1.0)
             for m, n in zip(models[:RESIDENTS], nbytes, strict=False)
         ]
-        rng.shuffle(candidates)
+        rng.shuffle(rows)
+        candidates = Candidates.of(rows)
         found[f"plan_us.{name}"] = _best(
             lambda p=policy, c=candidates: plan(p, c, 150_000_000, 1.0),  # type: ignore[misc]
             200,

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from itertools import repeat
 from math import sqrt
 
-from eviction.known import STRANGER, Known
-from eviction.lhd import AGE_BIN, FINE, Lhd, age_to_bin
+from eviction.known import Known
+from eviction.lhd import AGE_BIN, Lhd
 from eviction.rate import Rate
 
 
@@ -53,13 +53,11 @@ class Blend:
         """The root of (rate's answer x lhd's answer), in one walk over the records."""
         short, middle, long = self.rate.weights()
         clock, bins = self.lhd.clock, AGE_BIN
-        known = map(self._known.get, models, repeat(STRANGER))
+        known = map(self._known.get, models, repeat(self.lhd.stranger))
         return [
             sqrt(
                 (k.short * short + k.middle * middle + k.long * long)
-                * k.row[
-                    bins[age] if (age := clock - k.last) < FINE else age_to_bin(age)
-                ]
+                * k.row[bins[clock - k.last]]
             )
             * c
             / k.nbytes

@@ -8,8 +8,9 @@ one teaches the pace; each with the other's part taken off. Before anything was 
 the priors hold (loading facts, 2).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 
 WEIGHT = 0.1
 """Of a new measurement; the last twenty make nine tenths of what is believed."""
@@ -72,6 +73,15 @@ class Costs:
         """What a load would take; 0.0 from a tier nobody knows."""
         believed = self._believed.get(tier)
         return 0.0 if believed is None else believed.of(nbytes)
+
+    def each(self, tiers: Iterable[str], nbytes: Iterable[int]) -> list[float]:
+        """The same of many at once: a decision asks it of every resident."""
+        known = {name: (cost.wait, cost.pace) for name, cost in self._believed.items()}
+        free = repeat((0.0, 0.0))
+        return [
+            wait + pace * n
+            for (wait, pace), n in zip(map(known.get, tiers, free), nbytes, strict=True)
+        ]
 
 
 def _step(old: float, new: float) -> float:

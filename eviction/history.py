@@ -8,10 +8,11 @@ Owns: that record. Must not: read or write files (runtime/journal.py).
 """
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from eviction.plan import Candidate, plan
+from eviction.candidates import Candidates
+from eviction.plan import plan
 from eviction.policy import Policy
 
 REQUESTS = 10_000
@@ -110,17 +111,22 @@ class _Names:
         self._policy.on_request(fact.model, now, resident)
         if resident or fact.nbytes > self._capacity:
             return
-        candidates = [Candidate(f.model, f.nbytes, f.load_s) for f in self.facts]
         need = self._held + fact.nbytes - self._capacity
-        for model in plan(self._policy, candidates, need, now).victims:
-            self._leave(model, now)
+        if need > 0:
+            self._make_room(need, now)
         self._there[fact.model] = fact
         self._held += fact.nbytes
         self._policy.on_load(fact.model, fact.nbytes, fact.load_s, now)
 
-    @property
-    def facts(self) -> Iterable[Fact]:
-        return self._there.values()
+    def _make_room(self, need: int, now: float) -> None:
+        facts = self._there.values()
+        candidates = Candidates(
+            [*self._there],
+            [fact.nbytes for fact in facts],
+            [fact.load_s for fact in facts],
+        )
+        for model in plan(self._policy, candidates, need, now).victims:
+            self._leave(model, now)
 
     def clear(self, now: float) -> None:
         """Everything leaves: a new process holds nothing."""

@@ -24,11 +24,15 @@ Owns: what was learnt of intervals. Must not: choose victims (eviction/plan.py).
 from collections.abc import Sequence
 from itertools import repeat
 
-from eviction.known import STRANGER, Known
+from eviction.known import Known
 
 PER_OCTAVE = 4
-AGES = 26 * PER_OCTAVE
-"""Age bins; the last holds all that is older than 2^26 requests."""
+OCTAVES = 22
+AGES = OCTAVES * PER_OCTAVE
+"""Age bins. Nobody is older than `OLDEST`: lessons see to it, so that an age is looked
+up without a question, which is a sixth of what a density costs."""
+
+OLDEST = (1 << OCTAVES) // 2
 
 CLASSES = 25
 """Classes by log2 of the mean interval; the last is for models asked for once."""
@@ -45,19 +49,13 @@ FORGET = 1000
 NEWEST = 0.3
 """Weight of the newest interval in a model's mean: classes must follow a burst."""
 
-# Younger ages are looked up: the bits are the dear part of a density.
-FINE = 1 << 16
+AGE_BIN = bytes((0, 0, 4, 6)) + b"".join(
+    bytes((exponent * PER_OCTAVE + quarter,)) * (1 << (exponent - 2))
+    for exponent in range(2, OCTAVES)
+    for quarter in range(PER_OCTAVE)
+)
+"""By quarter octaves: the exponent of the age, and its next two bits."""
 
-
-def age_to_bin(age: int) -> int:
-    """Quarter octaves: the exponent and the next two bits."""
-    if age < 4:
-        return (0, 0, 4, 6)[max(age, 0)]
-    exponent = age.bit_length() - 1
-    return min(AGES - 1, exponent * PER_OCTAVE + ((age >> (exponent - 2)) & 3))
-
-
-AGE_BIN = bytes(age_to_bin(age) for age in range(FINE))
 _EDGE = [2.0 ** (b / PER_OCTAVE) for b in range(AGES + 1)]
 _ONCE = CLASSES - 1
 
@@ -73,6 +71,8 @@ class Lhd:
         # Until a class has had events: 1 / age, the density of one use that long ago.
         # Records hold on to their row, so a lesson writes into the rows.
         self._rows = [[1.0 / edge for edge in _EDGE[:-1]] for _ in range(CLASSES)]
+        self.stranger = Known()
+        """Stands in for a model never heard of."""
 
     def __repr__(self) -> str:
         return f"<Lhd: {len(self._known)} known, {self._request} requests>"
@@ -92,8 +92,7 @@ class Lhd:
             known.kind = _ONCE
         else:
             age = request - known.last
-            age_bin = AGE_BIN[age] if age < FINE else age_to_bin(age)
-            self._events[known.kind][age_bin] += 1.0
+            self._events[known.kind][AGE_BIN[age]] += 1.0
             if known.kind == _ONCE:
                 known.mean = float(age)
             else:
@@ -130,12 +129,10 @@ class Lhd:
         self, models: Sequence[str], now: float, reload_s: Sequence[float]
     ) -> Sequence[float]:
         """The hit density learnt for each one's class and age, times c / s."""
-        clock, bins, fine = self.clock, AGE_BIN, FINE
-        known = map(self._known.get, models, repeat(STRANGER))
+        clock, bins = self.clock, AGE_BIN
+        known = map(self._known.get, models, repeat(self.stranger))
         return [
-            k.row[bins[age] if (age := clock - k.last) < fine else age_to_bin(age)]
-            * c
-            / k.nbytes
+            k.row[bins[clock - k.last]] * c / k.nbytes
             for k, c in zip(known, reload_s, strict=True)
         ]
 
@@ -143,21 +140,22 @@ class Lhd:
         """Densities anew from the events so far; old events count less."""
         away = [[0.0] * AGES for _ in range(CLASSES)]
         oldest = self._request - max(LEARN_AT_LEAST, FORGET * len(self._known))
+        self.stranger.last = self._request
         gone = []
         for model, known in self._known.items():
-            if known.last:
-                away[known.kind][age_to_bin(self._request - known.last)] += 1.0
             if not known.resident and known.last < oldest:
                 gone.append(model)
+            known.last = max(known.last, self._request - OLDEST)
+            if known.last:
+                away[known.kind][AGE_BIN[self._request - known.last]] += 1.0
         for model in gone:
             del self._known[model]
         for kind, events in enumerate(self._events):
             if any(events):
                 self._rows[kind][:] = hit_density(events, away[kind])
             self._events[kind] = [KEEP * n for n in events]
-        self._lesson_at = self._request + max(
-            LEARN_AT_LEAST, LEARN_EVERY * len(self._known)
-        )
+        pause = max(LEARN_AT_LEAST, LEARN_EVERY * len(self._known))
+        self._lesson_at = self._request + min(pause, OLDEST - 2)
 
 
 def hit_density(events: Sequence[float], away: Sequence[float]) -> list[float]:

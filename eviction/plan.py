@@ -17,28 +17,12 @@ A tenant at its hard quota makes room among its own (`own_need`): others owe not
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
 
+from eviction.candidates import Candidates
 from eviction.policy import Policy
 
 SAMPLE = 16
 """Every how manyth density is looked at to guess who is worth sorting first."""
-
-
-class Candidate(NamedTuple):
-    """A resident that may leave. A tuple, because a plan needs one per resident.
-
-    `reload_s`: what bringing it back would take now. `since`: when its load ended, on
-    the clock of the plan's `now`; `load_s`: how long that load took.
-    """
-
-    model: str
-    nbytes: int
-    reload_s: float
-    priority: int = 0
-    tenant: str = ""
-    since: float = 0.0
-    load_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +68,7 @@ class Plan:
 
 def plan(
     policy: Policy,
-    candidates: Sequence[Candidate],
+    candidates: Candidates,
     need: int,
     now: float,
     *,
@@ -99,9 +83,9 @@ def plan(
         return Plan()
     if not candidates:
         return Plan(short=need)
-    models, nbytes, reload_s, priority, *_ = zip(*candidates, strict=True)
-    density = policy.density(models, now, reload_s)
-    if shares or len(set(priority)) > 1:
+    models, nbytes = candidates.models, candidates.nbytes
+    density = policy.density(models, now, candidates.reload_s)
+    if shares or len(set(candidates.priority)) > 1:
         order = _by_rank(candidates, density, now, shares)
     else:
         order = _by_density(candidates, density, now)
@@ -113,7 +97,7 @@ def plan(
         victims=tuple([models[i] for i in victims]),
         freed=freed,
         lost=sum([density[i] * nbytes[i] for i in victims]),
-        early=sum([_early(candidates[i], now) for i in victims]),
+        early=sum([candidates.early(i, now) for i in victims]),
         density=tuple([density[i] for i in victims]),
         rank=tuple([taken.index(i) for i in victims]),
         ranked=len(candidates),
@@ -131,18 +115,13 @@ def own_need(shares: Mapping[str, Share], tenant: str, nbytes: int) -> int:
     return max(0, share.held + nbytes - share.ceiling)
 
 
-def _early(candidate: Candidate, now: float) -> bool:
-    """It has not been here for as long as it took to come."""
-    return now < candidate.since + candidate.load_s
-
-
 def _by_density(
-    candidates: Sequence[Candidate], density: Sequence[float], now: float
+    candidates: Candidates, density: Sequence[float], now: float
 ) -> Iterator[int]:
     """Lowest first, the early ones after all others."""
     early = []
     for i in _ascending(density):
-        if _early(candidates[i], now):
+        if candidates.early(i, now):
             early.append(i)
         else:
             yield i
@@ -166,7 +145,7 @@ def _ascending(density: Sequence[float]) -> Iterator[int]:
 
 
 def _by_rank(
-    candidates: Sequence[Candidate],
+    candidates: Candidates,
     density: Sequence[float],
     now: float,
     shares: Mapping[str, Share],
@@ -178,8 +157,8 @@ def _by_rank(
     order = sorted(
         range(len(candidates)),
         key=lambda i: (
-            _early(candidates[i], now),
-            candidates[i].priority,
+            candidates.early(i, now),
+            candidates.rank(i),
             density[i],
         ),
     )
@@ -190,8 +169,8 @@ def _by_rank(
     }
     paid = set()
     for i in order:
-        owner, nbytes = candidates[i].tenant, candidates[i].nbytes
-        if over.get(owner, 0) > 0 and not _early(candidates[i], now):
+        owner, nbytes = candidates.owner(i), candidates.nbytes[i]
+        if over.get(owner, 0) > 0 and not candidates.early(i, now):
             over[owner] -= nbytes
             paid.add(i)
             yield i
@@ -199,7 +178,7 @@ def _by_rank(
 
 
 def _take(
-    candidates: Sequence[Candidate],
+    candidates: Candidates,
     order: Iterable[int],
     need: int,
     shares: Mapping[str, Share],
@@ -213,7 +192,7 @@ def _take(
     }
     taken, freed = [], 0
     for i in order:
-        owner, nbytes = candidates[i].tenant, candidates[i].nbytes
+        owner, nbytes = candidates.owner(i), candidates.nbytes[i]
         if owner in above:
             if nbytes > above[owner]:
                 continue
@@ -226,13 +205,13 @@ def _take(
 
 
 def _spare(
-    candidates: Sequence[Candidate], taken: Sequence[int], freed: int, need: int
+    candidates: Candidates, taken: Sequence[int], freed: int, need: int
 ) -> tuple[list[int], int]:
     """Walk from the dearest back; whoever is not needed stays."""
     victims = []
     for i in reversed(taken):
-        if freed - candidates[i].nbytes >= need:
-            freed -= candidates[i].nbytes
+        if freed - candidates.nbytes[i] >= need:
+            freed -= candidates.nbytes[i]
         else:
             victims.append(i)
     victims.reverse()

@@ -41,7 +41,7 @@ from runtime.failures import Failures
 from runtime.lease import Lease
 from runtime.observer import Observer
 from runtime.residency import Loading, M, Residency, Stage
-from runtime.room import Room
+from runtime.room import Room, as_last_time
 from runtime.tenants import Tenants
 
 
@@ -75,7 +75,7 @@ class ModelCache(Generic[M]):
             self.residencies,
             tenants or Tenants(),
             self.spiral,
-            lambda spec, nbytes, load_s: load_s,
+            as_last_time,
             self.bounds.idle_ttl,
         )
         self.door = Door(ledger, self.bounds.concurrent_loads)

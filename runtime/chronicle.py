@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
-from eviction.plan import Candidate
+from eviction.candidates import Candidate
 from eviction.policy import Policy
 from eviction.spiral import Spiral
 from loader.errors import LoadFailed

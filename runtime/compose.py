@@ -164,8 +164,8 @@ def _cache(
 def _acquaint(loader: Loader, cache: ModelCache[Model], costs: Costs) -> None:
     """The loader may move whom nobody uses; the cache asks what coming back costs."""
     loader.idle = cache.idle
-    cache.room.reload_s = lambda spec, nbytes, load_s: costs.seconds(
-        loader.falls_to(spec), nbytes
+    cache.room.reload_s = lambda specs, nbytes, load_s: costs.each(
+        map(loader.falls_to, specs), nbytes
     )
 
 

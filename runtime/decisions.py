@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from eviction.plan import Candidate
+from eviction.candidates import Candidate
 from loader.manifest import ModelSpec
 from runtime.residency import M, Residency
 

@@ -6,7 +6,7 @@ asking a policy or a plan is not doing.
 
 from collections.abc import Sequence
 
-from eviction.plan import Candidate
+from eviction.candidates import Candidate
 from loader.manifest import ModelSpec
 from runtime.cache import ModelCache
 from runtime.decisions import Decision
@@ -61,28 +61,30 @@ def explain(cache: ModelCache[M], spec: ModelSpec, policy: str) -> Explanation:
 
 def ranked(cache: ModelCache[M], now: float) -> list[tuple[str, Ranked]]:
     """All that may leave, the lowest density first, by key."""
-    lives = list(cache.room.may_leave())
-    candidates = [cache.room.candidate(life) for life in lives]
+    lives = cache.room.may_leave()
+    candidates = cache.room.candidates(lives)
     density = cache.room.density(candidates, now) if candidates else ()
     found = [
-        (candidate.model, _ranked(life, candidate, value, now))
-        for life, candidate, value in zip(lives, candidates, density, strict=True)
+        (life.key, _ranked(life, nbytes, value, reload_s, now))
+        for life, nbytes, value, reload_s in zip(
+            lives, candidates.nbytes, density, candidates.reload_s, strict=True
+        )
     ]
     return sorted(found, key=lambda pair: pair[1].density)
 
 
 def _ranked(
-    life: Residency[M], candidate: Candidate, density: float, now: float
+    life: Residency[M], nbytes: int, density: float, reload_s: float, now: float
 ) -> Ranked:
     return Ranked(
         life.spec.name,
         life.spec.version,
-        candidate.nbytes,
+        nbytes,
         density,
-        candidate.reload_s,
+        reload_s,
         now - max(life.last_use, life.since),
-        candidate.priority,
-        candidate.tenant,
+        life.spec.priority,
+        life.spec.tenant,
     )
 
 

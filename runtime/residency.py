@@ -103,6 +103,11 @@ class Residency(Generic[M]):
     """The load under way; None once it has ended, however."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nobody holds a lease."""
+    key: str = field(init=False)
+    """The spec's, made once: every plan asks every resident for it."""
+
+    def __post_init__(self) -> None:
+        self.key = self.spec.key
 
     def move(self, to: Stage) -> None:
         """Change state; a move that is not in the table is a bug, and says so."""

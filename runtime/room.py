@@ -5,12 +5,13 @@ tenant holds, who has just come. Must not: send anybody away, wait, or change an
 the same question gives the same answer (`hotset explain` asks too).
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic
 
+from eviction.candidates import Candidate, Candidates
 from eviction.ledger import Ledger
-from eviction.plan import Candidate, Plan, Share, own_need, plan
+from eviction.plan import Plan, Share, own_need, plan
 from eviction.policy import Policy
 from eviction.spiral import Spiral
 from loader.manifest import ModelSpec
@@ -23,6 +24,20 @@ WORTH_A_WAY_S = 0.25
 """A newcomer that would have to wait for less is not sent away, but waits."""
 
 
+Reloads = Callable[
+    [Sequence[ModelSpec], Sequence[int], Sequence[float]], Sequence[float]
+]
+"""What bringing so many bytes of each model back would take now, whose last load took
+so many seconds. Of many at once: a decision asks it of all residents."""
+
+
+def as_last_time(
+    specs: Sequence[ModelSpec], nbytes: Sequence[int], load_s: Sequence[float]
+) -> Sequence[float]:
+    """Where nothing else is known."""
+    return load_s
+
+
 @dataclass(eq=False, slots=True)
 class Room(Generic[M]):
     """The cache's books, asked for decisions."""
@@ -32,22 +47,20 @@ class Room(Generic[M]):
     residencies: Mapping[str, Residency[M]]
     tenants: Tenants
     spiral: Spiral
-    reload_s: Callable[[ModelSpec, int, float], float]
-    """What bringing so many bytes of a model back would take, whose last load took so
-    many seconds."""
+    reload_s: Reloads
     idle_ttl: float = 0.0
     leaving: int = field(default=0, init=False)
     """Bytes of those sent away that are not free yet."""
     price: float = field(default=0.0, init=False)
     """Of a byte, in seconds, by the last plan that was carried out."""
 
-    def may_leave(self) -> Iterable[Residency[M]]:
+    def may_leave(self) -> list[Residency[M]]:
         """Resident, unused, not pinned."""
-        for residency in self.residencies.values():
-            if residency.stage is not Stage.READY or residency.leases:
-                continue
-            if not residency.spec.pin:
-                yield residency
+        return [
+            life
+            for life in self.residencies.values()
+            if life.stage is Stage.READY and not life.leases and not life.spec.pin
+        ]
 
     def shares(self) -> Mapping[str, Share]:
         """Of the configured tenants."""
@@ -56,22 +69,23 @@ class Room(Generic[M]):
     def shrink(self, overdraft: int, now: float) -> Plan:
         """Less capacity than we hold: leaving helps even where it does not suffice,
         and a floor is a promise between tenants, not one the device made."""
-        candidates = [self.candidate(life) for life in self.may_leave()]
-        need = min(overdraft, sum(c.nbytes for c in candidates))
+        candidates = self.candidates(self.may_leave())
+        need = min(overdraft, sum(candidates.nbytes))
         found = plan(self.policy, candidates, need, now, shares=self.shares())
         return found if not found.short else plan(self.policy, candidates, need, now)
 
     def would_leave(self, spec: ModelSpec, need: int, now: float) -> Plan:
         """For `need` bytes for a model, besides those on their way out."""
         short = need - self.ledger.free - self.leaving
-        candidates = [
-            self.candidate(life)
-            for life in self.may_leave()
-            if now >= self.spiral.stays_until(life.since, life.load_s)
-        ]
+        if short <= 0:  # asked again while they leave: nobody has to be looked at
+            return Plan()
+        lives = self.may_leave()
+        if self.spiral.turning:
+            stays_until = self.spiral.stays_until
+            lives = [v for v in lives if now >= stays_until(v.since, v.load_s)]
         return plan(
             self.policy,
-            candidates,
+            self.candidates(lives),
             short,
             now,
             shares=self.shares(),
@@ -83,12 +97,8 @@ class Room(Generic[M]):
         tenant = self.residencies[want.key].spec.tenant
         short = own_need(self.shares(), tenant, want.need)
         short -= leaving_of(self.residencies.values(), self.ledger, tenant)
-        own = [
-            self.candidate(life)
-            for life in self.may_leave()
-            if life.spec.tenant == tenant
-        ]
-        return plan(self.policy, own, short, now)
+        own = [life for life in self.may_leave() if life.spec.tenant == tenant]
+        return plan(self.policy, self.candidates(own), short, now)
 
     def barred(self, want: Want) -> bool:
         """Its tenant may not hold that much more yet."""
@@ -160,40 +170,50 @@ class Room(Generic[M]):
         could push out should stay away. None: it may come."""
         if not self.spiral.turning or nbytes <= self.ledger.free:
             return None
-        there = list(self.may_leave())
+        there = self.may_leave()
         ends = [self.spiral.stays_until(life.since, life.load_s) for life in there]
         stay_away = min(ends, default=now) - now
         if stay_away < WORTH_A_WAY_S:
             return None
-        *theirs, own = self.density(
-            [*map(self.candidate, there), self.absent(spec, nbytes)], now
+        residents, itself = self.candidates(there), self.absent(spec, nbytes)
+        *theirs, own = self.policy.density(  # one question: only then they compare
+            [*residents.models, itself.model],
+            now,
+            [*residents.reload_s, itself.reload_s],
         )
         if own > min(theirs) or not self.spiral.send_away(spec.key):
             return None
         return stay_away
 
-    def density(self, candidates: Sequence[Candidate], now: float) -> Sequence[float]:
+    def density(self, candidates: Candidates, now: float) -> Sequence[float]:
         """What each is worth, as the policy sees it now."""
-        keys = [candidate.model for candidate in candidates]
-        return self.policy.density(keys, now, [c.reload_s for c in candidates])
+        return self.policy.density(candidates.models, now, candidates.reload_s)
 
     def absent(self, spec: ModelSpec, nbytes: int) -> Candidate:
         """One that is not here, as if it were."""
         took = self.spiral.took(spec.key)
-        return Candidate(spec.key, nbytes, self.reload_s(spec, nbytes, took))
+        (reload_s,) = self.reload_s((spec,), (nbytes,), (took,))
+        return Candidate(spec.key, nbytes, reload_s)
 
     def _idle_until(self, life: Residency[M]) -> float:
         return max(life.last_use, life.since) + self.idle_ttl
 
     def candidate(self, life: Residency[M]) -> Candidate:
-        """What a plan has to know of a resident."""
-        spec, nbytes = life.spec, self.ledger.size(life.spec.key)
-        return Candidate(
-            model=spec.key,
-            nbytes=nbytes,
-            reload_s=self.reload_s(spec, nbytes, life.load_s),
-            priority=spec.priority,
-            tenant=spec.tenant,
-            since=life.since,
-            load_s=life.load_s,
+        """What a plan would know of this one."""
+        return self.candidates((life,))[0]
+
+    def candidates(self, lives: Sequence[Residency[M]]) -> Candidates:
+        """What a plan has to know of these."""
+        specs = [life.spec for life in lives]
+        keys = [life.key for life in lives]
+        load_s = [life.load_s for life in lives]
+        nbytes = [*map(self.ledger.size, keys)]
+        return Candidates(
+            keys,
+            nbytes,
+            self.reload_s(specs, nbytes, load_s),
+            [spec.priority for spec in specs],
+            [spec.tenant for spec in specs],
+            [life.since for life in lives],
+            load_s,
         )

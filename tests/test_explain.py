@@ -108,7 +108,7 @@ async def test_asking_changes_no_eviction():
     async def story(asked: bool) -> list[str]:
         loader = FakeLoader()
         cache = ModelCache(loader, Gdsf(), Ledger(12), NullObserver(), Bounds())
-        cache.room.reload_s = lambda spec, nbytes, load_s: 1.0 + nbytes
+        cache.room.reload_s = lambda specs, nbytes, load_s: [1.0 + n for n in nbytes]
         specs = [spec_of(f"m{i}", 2 + i % 4) for i in range(8)]
         for step in range(120):
             await use(cache, specs[(step * step) % 7], specs[step % 8])

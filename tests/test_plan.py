@@ -6,7 +6,14 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eviction.plan import Candidate, Plan, Share, own_need, plan
+from eviction.candidates import Candidate, Candidates
+from eviction.plan import Plan, Share, own_need
+from eviction.plan import plan as plan_columns
+
+
+def plan(policy, rows, need, now, **rest) -> Plan:
+    """From a record each, as a test is read."""
+    return plan_columns(policy, Candidates.of(rows), need, now, **rest)
 
 
 class Told:

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eviction.blend import Blend
+from eviction.candidates import Candidate, Candidates
 from eviction.gds import Gds
 from eviction.gdsf import Gdsf
-from eviction.lhd import AGES, Lhd, age_to_bin, hit_density
+from eviction.lhd import AGE_BIN, AGES, OLDEST, Lhd, hit_density
 from eviction.lru import Lru
-from eviction.plan import Candidate, plan
+from eviction.plan import plan
 from eviction.policies import DEFAULT, POLICIES
 from eviction.policy import Policy
 from eviction.rate import Rate
@@ -37,7 +38,9 @@ def replayed(
             evicted.append(())
             continue
         free = budget - sum(c.nbytes for c in resident.values())
-        made = plan(policy, list(resident.values()), SIZE[model] - free, float(now))
+        made = plan(
+            policy, Candidates.of(resident.values()), SIZE[model] - free, float(now)
+        )
         for victim in made.victims:
             del resident[victim]
             policy.on_evict(victim, float(now))
@@ -158,10 +161,28 @@ def test_hit_density_gives_up_at_the_best_of_all_times(
 
 
 def test_age_bins_grow_by_quarter_octaves() -> None:
-    bins = [age_to_bin(age) for age in range(1 << 12)]
-    assert bins == sorted(bins)
-    assert age_to_bin(4) + 4 == age_to_bin(8)
-    assert age_to_bin(1 << 60) == AGES - 1
+    assert len(AGE_BIN) == 2 * OLDEST == 2 ** (AGES // 4)
+    assert list(AGE_BIN[:5000]) == sorted(AGE_BIN[:5000])
+    for age in (1, 2, 3, 4, 5, 6, 7, 8, 23, 24, 1000, 2 * OLDEST - 1):
+        low, high = (2.0 ** (b / 4) for b in (AGE_BIN[age], AGE_BIN[age] + 1))
+        assert 0.79 * low < age < 1.27 * high
+    assert AGE_BIN[4] + 4 == AGE_BIN[8]
+    assert AGE_BIN[-1] == AGES - 1
+
+
+@pytest.mark.parametrize("make", [Lhd, Blend])
+def test_an_age_is_never_beyond_the_table(make, monkeypatch) -> None:
+    """With a table of 1,024 ages instead of four million."""
+    monkeypatch.setattr("eviction.lhd.OLDEST", 512)
+    for module in ("eviction.lhd", "eviction.blend"):
+        monkeypatch.setattr(f"{module}.AGE_BIN", AGE_BIN[:1024])
+    policy = make()
+    policy.on_request("idle", 0.0, False)
+    policy.on_load("idle", 1000, 1.0, 0.0)
+    for i in range(5000):
+        policy.on_request(f"m{i % 200}", float(i), False)
+        assert len(policy.density(["idle", "never heard of"], 0.0, [1.0, 1.0])) == 2
+    policy.on_request("idle", 0.0, True)
 
 
 def test_lhd_learns_that_a_clockwork_model_comes_back_and_a_dead_one_does_not() -> None:
@@ -221,6 +242,30 @@ def test_a_large_shadow_evicts_several_by_one_scan_and_none_used_since() -> None
     assert not shadow.request("m2", 0.0)
 
 
+class AsDearAsItsLoad(Lru):
+    def density(
+        self, models: Sequence[str], now: float, reload_s: Sequence[float]
+    ) -> Sequence[float]:
+        return reload_s
+
+
+def test_a_newcomer_worth_less_than_the_queue_leaves_before_it() -> None:
+    shadow = Shadow("cost", AsDearAsItsLoad())
+    for i in range(256):
+        shadow.load(f"m{i}", 1, 1.0, 0.0, 256)
+    shadow.load("dear", 1, 9.0, 0.0, 256)  # m0 leaves, m1.. are queued
+    for name in ("cheap", "cheaper", "even"):
+        shadow.load(name, 1, {"cheap": 0.2, "cheaper": 0.1}.get(name, 1.0), 0.0, 256)
+    # m1 for the cheap, the cheap for the cheaper, the cheaper for the one like all
+    assert not any(shadow.request(name, 0.0) for name in ("m1", "cheap", "cheaper"))
+    assert all(shadow.request(name, 0.0) for name in ("m2", "dear", "even"))
+    shadow.load("free", 1, 0.0, 0.0, 256)
+    shadow.forget("free")
+    shadow.load("one", 1, 1.0, 0.0, 256)
+    shadow.load("more", 1, 1.0, 0.0, 256)
+    assert not shadow.request("free", 0.0)
+
+
 def test_the_tournament_follows_whoever_pays_least() -> None:
     """A loop one larger than the cache: recency always errs, frequency settles."""
     tournament = Tournament()
@@ -234,7 +279,7 @@ def test_the_tournament_follows_whoever_pays_least() -> None:
         misses += now > 6000
         need = 100 - (1100 - 100 * len(resident))
         for victim in plan(
-            tournament, list(resident.values()), need, float(now)
+            tournament, Candidates.of(resident.values()), need, float(now)
         ).victims:
             del resident[victim]
             tournament.on_evict(victim, float(now))

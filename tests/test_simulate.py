@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from eviction.candidates import Candidate
 from eviction.gdsf import Gdsf
 from eviction.lru import Lru
-from eviction.plan import Candidate
 from eviction.policies import POLICIES
 from eviction.simulate.bounds import Clairvoyant, linear_bound, packed_bound
 from eviction.simulate.replay import replay

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from eviction.plan import Candidate, plan
+from eviction.candidates import Candidates
+from eviction.plan import plan
 from eviction.policy import Policy
 from eviction.simulate.trace import Trace
 
@@ -52,13 +53,8 @@ def replay(
     progress: Callable[[int], None] | None = None,
 ) -> Misses:
     """Every request in order; `progress` is told now and then how many are done."""
-    everyone = [
-        Candidate(name, nbytes, reload_s)
-        for name, nbytes, reload_s in zip(
-            trace.names, trace.nbytes, trace.reload_s, strict=True
-        )
-    ]
-    resident: dict[str, Candidate] = {}
+    everyone = list(zip(trace.names, trace.nbytes, trace.reload_s, strict=True))
+    resident: dict[str, tuple[str, int, float]] = {}
     free = budget
     requested = [0] * len(everyone)
     missed = [0] * len(everyone)
@@ -66,23 +62,26 @@ def replay(
     for i, (now, m) in enumerate(zip(trace.times, trace.ids, strict=True)):
         if progress is not None and not i % PROGRESS_EVERY:
             progress(i)
-        it = everyone[m]
+        it = model, nbytes, reload_s = everyone[m]
         requested[m] += 1
-        if it.model in resident:
-            policy.on_request(it.model, now, True)
+        if model in resident:
+            policy.on_request(model, now, True)
             continue
         missed[m] += 1
-        policy.on_request(it.model, now, False)
-        if it.nbytes > budget:
+        policy.on_request(model, now, False)
+        if nbytes > budget:
             continue
-        made = plan(policy, list(resident.values()), it.nbytes - free, now)
-        for victim in made.victims:
-            del resident[victim]
-            policy.on_evict(victim, now)
-        evictions += len(made.victims)
-        free += made.freed - it.nbytes
-        resident[it.model] = it
-        policy.on_load(it.model, it.nbytes, it.reload_s, now)
+        if nbytes > free:
+            columns = zip(*resident.values(), strict=True)
+            made = plan(policy, Candidates(*columns), nbytes - free, now)
+            for victim in made.victims:
+                del resident[victim]
+                policy.on_evict(victim, now)
+            evictions += len(made.victims)
+            free += made.freed
+        free -= nbytes
+        resident[model] = it
+        policy.on_load(model, nbytes, reload_s, now)
     return Misses(
         requests=len(trace),
         misses=sum(missed),

@@ -17,7 +17,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from eviction.plan import Candidate, plan
+from eviction.candidates import Candidates
+from eviction.plan import plan
 from eviction.policy import Policy
 from eviction.simulate.trace import Trace
 
@@ -151,10 +152,11 @@ class _Run:
         idle = [m for m, runs in self.resident.items() if not runs]
         made = plan(
             self.policy,
-            [
-                Candidate(trace.names[m], trace.nbytes[m], self.reload_s(m))
-                for m in idle
-            ],
+            Candidates(
+                [trace.names[m] for m in idle],
+                [trace.nbytes[m] for m in idle],
+                [self.reload_s(m) for m in idle],
+            ),
             need,
             now,
         )
