@@ -109,8 +109,11 @@ async def test_asking_changes_no_eviction():
         loader = FakeLoader()
         cache = ModelCache(loader, Gdsf(), Ledger(12), NullObserver(), Bounds())
         cache.room.reload_s = lambda specs, nbytes, load_s: [1.0 + n for n in nbytes]
+        now = [0.0]
+        cache.clock = lambda: now[0]  # who came lately stays: not as this machine likes
         specs = [spec_of(f"m{i}", 2 + i % 4) for i in range(8)]
         for step in range(120):
+            now[0] += 1.0
             await use(cache, specs[(step * step) % 7], specs[step % 8])
             if asked:
                 explain(cache, specs[step % 5], "gdsf")
