@@ -14,59 +14,33 @@ left is cancelled. A second signal ends the process at once.
 import asyncio
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 
 import grpc
 import structlog
-from google.protobuf.internal import api_implementation
 from google.protobuf.message import Message
-from grpc_health.v1 import health_pb2
-from grpc_reflection.v1alpha import reflection
 
-from protos import open_inference_pb2
 from runtime.engine import Engine
 from runtime.health import Health
 from runtime.interceptor import ErrorBorder
-from runtime.methods import Method, Service, answered_by
-from runtime.repository import Repository
-from runtime.service import OpenInference, Readiness
+from runtime.limits import (
+    ABSOLUTE_MAX_METADATA,
+    CONNECTION_AGE_S,
+    IDLE_S,
+    KEEPALIVE_S,
+    KEEPALIVE_TIMEOUT_S,
+    LAST_WORDS_S,
+    MAX_METADATA,
+    PENDING_HARD,
+    PENDING_SOFT,
+    QUIET_S,
+)
+from runtime.limits import Options as Options
+from runtime.methods import Method, Service
+from runtime.services import services_of
 from runtime.status import Code
 
 _log = structlog.get_logger()
-
-MAX_MESSAGE_BYTES = 64 * 1024 * 1024
-"""A request or answer. grpc's own 4 MiB is a batch of seven images."""
-
-PENDING_SOFT, PENDING_HARD = 12_000, 16_000
-"""Calls that wait for a handler. grpc drops from 1,000 at random, and half of a burst
-of 10,000 calls for one cold model is lost as CANCELLED; without any limit a flood of
-reset streams takes half a GiB. So: 1.5 times the burst we promise to take."""
-
-MAX_METADATA, ABSOLUTE_MAX_METADATA = 8 * 1024, 16 * 1024
-"""Headers: refused at random between the two, always above."""
-
-LAST_WORDS_S = 1.0
-"""Given to answers that are being written, and then to leases that are being ended,
-once the engine is drained or the grace is over."""
-
-
-QUIET_S = 0.1
-"""So long without a new call, and the listener may go."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What an operator may set. `grace`: seconds from SIGTERM until running calls are
-    cut. `reuse_port`: several processes share one port on purpose."""
-
-    max_message_bytes: int = MAX_MESSAGE_BYTES
-    grace: float = 30.0
-    reuse_port: bool = False
-    name: str = "hotset"
-    ready_means: Readiness = "servable"
-    reflection: bool = True
-
 
 class CannotListen(Exception):
     """The address is taken, or is not ours to take."""
@@ -173,31 +147,12 @@ async def start(
     `services`: more than the Open Inference Protocol, health and reflection.
     """
     options = options or Options()
-    # The pure-Python parser recurses into a message (CVE-2025-4565); upb does not.
-    assert api_implementation.Type() == "upb", "protobuf runs without upb"
-    inference = answered_by(
-        open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"],
-        OpenInference(
-            engine,
-            name=options.name,
-            ready_means=options.ready_means,
-            max_answer=options.max_message_bytes,
-        ),
-        Repository(engine),
-    )
-    health = Health(engine, [inference.name, *(service.name for service in services)])
-    answered = [
-        inference,
-        *services,
-        answered_by(health_pb2.DESCRIPTOR.services_by_name["Health"], health),
-    ]
+    answering = services_of(engine, options, services)
     border = ErrorBorder(on_end)
     server = grpc.aio.server(interceptors=[border], options=_channel_arguments(options))
-    server.add_generic_rpc_handlers([_handlers(service) for service in answered])
-    if options.reflection:
-        names = [service.name for service in answered]
-        reflection.enable_server_reflection([*names, reflection.SERVICE_NAME], server)
-    serving = Serving(server, engine, health, border, options.grace)
+    handlers = [_handlers(service) for service in answering.all]
+    server.add_generic_rpc_handlers(handlers)
+    serving = Serving(server, engine, answering.health, border, options.grace)
     serving.port = _listen(server, address)
     serving.address = _dialled(address, serving.port)
     await server.start()
@@ -256,13 +211,11 @@ def _channel_arguments(options: Options) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", ABSOLUTE_MAX_METADATA),
         # On by default, and then a second server silently takes half of the calls.
         ("grpc.so_reuseport", int(options.reuse_port)),
-        # Half-open connections are found within 40 s; idle ones are closed.
-        ("grpc.keepalive_time_ms", 30_000),
-        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_time_ms", KEEPALIVE_S * 1000),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_S * 1000),
         ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.max_connection_idle_ms", 300_000),
-        # Once an hour clients connect anew, and so find new replicas.
-        ("grpc.max_connection_age_ms", 3_600_000),
+        ("grpc.max_connection_idle_ms", IDLE_S * 1000),
+        ("grpc.max_connection_age_ms", CONNECTION_AGE_S * 1000),
         ("grpc.max_connection_age_grace_ms", 600_000),
         # Clients may ping every 10 s; those who flood are sent away.
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
