@@ -1,0 +1,52 @@
+"""The ASGI application: gRPC methods by their path, and everything else to REST.
+
+Owns: which of the two a request is. Must not: answer any.
+"""
+
+from collections.abc import Awaitable, Sequence
+
+from runtime.asgi.streaming import Streaming
+from runtime.asgi.telling import OnEnd, refuse
+from runtime.asgi.types import Asgi, Message, Receive, Send
+from runtime.asgi.unary import Unary
+from runtime.asgi.vigil import Vigil
+from runtime.methods import Service
+from runtime.status import Code, Status
+
+_UNKNOWN = Status(Code.UNIMPLEMENTED, 404, "Method not found!")
+
+
+class Application:
+    """`services` for gRPC, `rest` for what is no gRPC; `vigil` sees the calls."""
+
+    def __init__(
+        self,
+        services: Sequence[Service],
+        rest: Asgi,
+        limit: int,
+        on_end: OnEnd = lambda method, code: None,
+    ) -> None:
+        self.vigil = Vigil()
+        self._rest = rest
+        self._methods: dict[str, Asgi] = {}
+        for service in services:
+            for method in service.methods:
+                path = f"/{service.name}/{method.name}"
+                kind = Streaming if method.gives_stream else Unary
+                self._methods[path] = kind(path, method, limit, self.vigil, on_end)
+
+    def __call__(self, scope: Message, receive: Receive, send: Send) -> Awaitable[None]:
+        """A plain function: the method's own coroutine is the one that is run."""
+        method = self._methods.get(scope["path"])
+        if method is not None and scope["method"] == "POST":
+            return method(scope, receive, send)
+        if _is_grpc(scope):
+            return refuse(_UNKNOWN, send)
+        return self._rest(scope, receive, send)
+
+
+def _is_grpc(scope: Message) -> bool:
+    return any(
+        name == b"content-type" and value.startswith(b"application/grpc")
+        for name, value in scope["headers"]
+    )

@@ -1,0 +1,129 @@
+"""One message in, one message out: the path that every predict takes.
+
+Owns: the order of such a call, in as few steps as it takes. Must not: know what a
+method does. Streams are in runtime/asgi/streaming.py.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from runtime.asgi.ended import Ended
+from runtime.asgi.framing import (
+    PREFIX,
+    framed,
+    framed_like,
+    length_of,
+    message_of,
+    too_large,
+)
+from runtime.asgi.metadata import CONTENT_TYPE, OK, check_size, timeout_of
+from runtime.asgi.telling import OnEnd, refuse, status_for
+from runtime.asgi.types import Message, Receive, Send
+from runtime.asgi.vigil import Caller, Vigil
+from runtime.methods import Method
+from runtime.status import Code, Status
+
+_START: Message = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [CONTENT_TYPE],
+    "trailers": True,
+}
+_END: Message = {"type": "http.response.trailers", "headers": OK}
+_PLAIN = b"identity"
+
+
+class Unary:
+    """An ASGI application that answers one method."""
+
+    def __init__(
+        self, path: str, method: Method, limit: int, vigil: Vigil, on_end: OnEnd
+    ) -> None:
+        self._path = path
+        self._parse = method.request.FromString
+        # Any: the method's own messages; its descriptor has paired them.
+        self._function: Callable[[Any, Caller], Awaitable[Any]]
+        self._function = method.function  # type: ignore[assignment]
+        self._limit = limit
+        self._vigil = vigil
+        self._on_end = on_end
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one call; whatever happens, nothing is raised."""
+        vigil, caller = self._vigil, Caller(receive)
+        task = vigil.begin(caller)
+        try:
+            headers = dict(scope["headers"])
+            check_size(headers)
+            if b"grpc-timeout" in headers:
+                caller.give_up_after(timeout_of(headers[b"grpc-timeout"]))
+            flag, payload = await self._read(receive)
+            caller.watched = True
+            encoding = _PLAIN
+            if flag:
+                encoding = headers.get(b"grpc-encoding", _PLAIN)
+                payload = message_of(flag, payload, encoding, self._limit)
+            reply = await self._function(self._parse(payload), caller)
+            answer = reply.SerializeToString()
+            if len(answer) > self._limit:
+                raise too_large(len(answer), self._limit, "Sent")
+            for event in _events(answer, encoding):
+                await send(event)
+        except asyncio.CancelledError:
+            await self._cancelled(caller, send)
+        except Exception as error:  # noqa: BLE001 (the border: nothing passes)
+            await self._ended(status_for(error, self._path), send)
+        else:
+            self._on_end(self._path, Code.OK)
+        finally:
+            del vigil.open[task]
+
+    async def _read(self, receive: Receive) -> tuple[int, bytes]:
+        """The flag and the bytes of the one message."""
+        event = await receive()
+        if event["type"] != "http.request":
+            raise asyncio.CancelledError
+        body: bytes = event["body"]
+        if len(body) >= PREFIX:
+            end = PREFIX + length_of(body, self._limit)
+            if len(body) >= end:
+                return body[0], body[PREFIX:end]
+        return await self._read_on(bytearray(body), event, receive)
+
+    async def _read_on(
+        self, body: bytearray, event: Message, receive: Receive
+    ) -> tuple[int, bytes]:
+        """The rest of a message that comes in parts."""
+        end = PREFIX
+        while True:
+            if len(body) >= PREFIX:
+                end = PREFIX + length_of(body, self._limit)
+                if len(body) >= end:
+                    return body[0], bytes(memoryview(body)[PREFIX:end])
+            if not event.get("more_body"):
+                text = "the request ended before its message did"
+                raise Ended(Status(Code.INTERNAL, 400, text))
+            event = await receive()
+            if event["type"] != "http.request":
+                raise asyncio.CancelledError
+            body += event["body"]
+
+    async def _cancelled(self, caller: Caller, send: Send) -> None:
+        if caller.fate is None:
+            self._on_end(self._path, Code.CANCELLED)
+        else:
+            await self._ended(caller.fate, send)
+
+    async def _ended(self, status: Status, send: Send) -> None:
+        self._on_end(self._path, status.code)
+        await refuse(status, send)
+
+
+def _events(answer: bytes, encoding: bytes) -> tuple[Message, ...]:
+    """The whole answer, compressed as the request was."""
+    if encoding is _PLAIN:
+        return _START, {"type": "http.response.body", "body": framed(answer)}, _END
+    start = {**_START, "headers": [CONTENT_TYPE, (b"grpc-encoding", encoding)]}
+    body = framed_like(answer, encoding)
+    return start, {"type": "http.response.body", "body": body}, _END
