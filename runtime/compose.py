@@ -70,21 +70,37 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
         # Before we say that we serve: who is told so may well end us at once.
         told = asyncio.ensure_future(serving.told_to_stop())
         await asyncio.sleep(0)
-        snapshot = await engine.snapshot()
-        log.info(
-            "serving",
-            grpc=serving.address,
-            http=f"{settings.host}:{http_port}",
-            device=snapshot.device,
-            capacity=snapshot.capacity,
-            policy=snapshot.policy,
+        http = f"{settings.host}:{http_port}"
+        await stack.enter_async_context(
+            announced(
+                engine, store or Store.open(settings.store), serving.address, http
+            )
         )
-        if snapshot.capacity < SMALL:
-            log.warning("hardly any model fits", capacity=snapshot.capacity)
-        census = asyncio.create_task(tell(store or Store.open(settings.store)))
-        stack.push_async_callback(_ended, census)
         await _first(told, asyncio.ensure_future(lost.wait()))
     return DEVICE_LOST if lost.is_set() else 0
+
+
+@contextlib.asynccontextmanager
+async def announced(
+    engine: Engine, store: Store, grpc: str, http: str
+) -> AsyncIterator[None]:
+    """Say that we serve, where and what; how the store looks is said behind it."""
+    snapshot = await engine.snapshot()
+    log.info(
+        "serving",
+        grpc=grpc,
+        http=http,
+        device=snapshot.device,
+        capacity=snapshot.capacity,
+        policy=snapshot.policy,
+    )
+    if snapshot.capacity < SMALL:
+        log.warning("hardly any model fits", capacity=snapshot.capacity)
+    census = asyncio.create_task(tell(store))
+    try:
+        yield
+    finally:
+        await _ended(census)
 
 
 async def grpc_of(engine: Engine, settings: Settings) -> Serving:

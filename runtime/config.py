@@ -7,7 +7,7 @@ here (runtime/commands/serve.py), so that a setting is one field and nothing els
 
 import re
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 from pydantic_settings import (
@@ -73,6 +73,8 @@ def _tenants(value: object) -> object:
     raise ValueError(FORM)
 
 
+Frontend = Literal["grpcio", "envoy"]
+"""Who answers callers (docs/decisions/0014-which-front-end.md)."""
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
 """A size in bytes, written '64MiB', '1.5GB' or '1048576'."""
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -111,6 +113,20 @@ class Settings(BaseSettings):
         title="PORT",
         description="Port of health, /metrics and /hotset/status; 0 takes a free one. "
         "Default: 8080.",
+    )
+    frontend: Frontend = Field(
+        "grpcio",
+        title="NAME",
+        description="What callers talk to: grpcio (everywhere), or envoy: the server "
+        "runs inside Envoy, takes several times the requests per core, and both ports "
+        "speak gRPC and HTTP (pip install 'hotset[envoy]'). Default: grpcio.",
+    )
+    envoy_config: str = Field(
+        "",
+        title="FILE",
+        description="Envoy's own configuration (TLS, tokens, rate limits, access log: "
+        "docs/envoy.md) in place of the built-in one, with --frontend envoy; the ports "
+        "are then what it says. Default: built in.",
     )
     server_name: str = Field(
         "hotset",

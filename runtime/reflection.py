@@ -65,11 +65,13 @@ class Reflection:
     def _by_extension(self, extension: pb.ExtensionRequest) -> _Answer:
         extended = self._pool.FindMessageTypeByName(extension.containing_type)
         found = self._pool.FindExtensionByNumber(extended, extension.extension_number)
-        return _files(found.file)
+        return _files(self._pool.FindFileContainingSymbol(found.full_name))
 
     def _extensions(self, name: str) -> _Answer:
         extended = self._pool.FindMessageTypeByName(name)
-        numbers = sorted(found.number for found in self._pool.FindAllExtensions(extended))
+        numbers = sorted(
+            found.number for found in self._pool.FindAllExtensions(extended)
+        )
         response = pb.ExtensionNumberResponse(
             base_type_name=extended.full_name, extension_number=numbers
         )

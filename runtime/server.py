@@ -42,6 +42,7 @@ from runtime.status import Code
 
 _log = structlog.get_logger()
 
+
 class CannotListen(Exception):
     """The address is taken, or is not ours to take."""
 

@@ -51,7 +51,5 @@ def services_of(
     ]
     if options.reflection:
         names = [service.name for service in answered]
-        answered.append(
-            answered_by(reflection.SERVICE, reflection.Reflection(names))
-        )
+        answered.append(answered_by(reflection.SERVICE, reflection.Reflection(names)))
     return Services(health, answered)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -13,12 +14,20 @@ from pathlib import Path
 
 import grpc
 import httpx
+import pytest
 
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc as rpc
 
+FRONTENDS = ["grpcio", "envoy"]
 ROOT = Path(__file__).parent.parent
 START_S = 60
+
+
+def skip_without(frontend: str) -> None:
+    """Envoy is an extra."""
+    if frontend == "envoy" and importlib.util.find_spec("pyvoy") is None:
+        pytest.skip("needs the extra 'envoy' (pyvoy)")
 
 
 class ServerProcess:

@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 
 from tests import tiny_models
-from tests.server_process import channel_to, errors_in, request_for, serving
+from tests.server_process import (
+    FRONTENDS,
+    channel_to,
+    errors_in,
+    request_for,
+    serving,
+    skip_without,
+)
 
 ONES = np.ones((1, 4), np.float32).tobytes()
 MODELS = 200
@@ -30,17 +37,27 @@ def store(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(params=FRONTENDS)
+def frontend(request) -> str:
+    skip_without(request.param)
+    return request.param
+
+
+def served(store: Path, log: Path, frontend: str, *flags: str):
+    return serving(str(store), log, "--frontend", frontend, *flags)
+
+
 def size_of(store: Path) -> int:
     return (store / "m0" / "1" / "model.safetensors").stat().st_size
 
 
 @pytest.mark.process
 @pytest.mark.timeout(120)
-async def test_200_models_through_a_budget_of_50(store, tmp_path) -> None:
+async def test_200_models_through_a_budget_of_50(store, tmp_path, frontend) -> None:
     """32 clients, a wild mix. No wrong answer, never over budget, nothing left."""
     log = tmp_path / "log"
     budget = size_of(store) * RESIDENT
-    async with serving(str(store), log, "--budget", str(budget)) as server:
+    async with served(store, log, frontend, "--budget", str(budget)) as server:
         order = random.Random(7)
         picks = [
             min(int(order.paretovariate(0.6)) - 1, MODELS - 1) for _ in range(4000)
@@ -71,11 +88,13 @@ async def test_200_models_through_a_budget_of_50(store, tmp_path) -> None:
 
 @pytest.mark.process
 @pytest.mark.timeout(180)
-async def test_ten_thousand_requests_for_one_cold_model(store, tmp_path) -> None:
+async def test_ten_thousand_requests_for_one_cold_model(
+    store, tmp_path, frontend
+) -> None:
     """One load, ten thousand answers, not one untyped error. grpc's own defaults lose
     half of such a burst (runtime/server.py, PENDING_SOFT)."""
     log = tmp_path / "log"
-    async with serving(str(store), log) as server:
+    async with served(store, log, frontend) as server:
         async with channel_to(server.grpc) as stub:
             calls = [
                 stub.ModelInfer(request_for("m7", ONES), timeout=120)
@@ -93,10 +112,12 @@ async def test_ten_thousand_requests_for_one_cold_model(store, tmp_path) -> None
 
 @pytest.mark.process
 @pytest.mark.timeout(60)
-async def test_sigterm_under_load_loses_nothing(store, tmp_path) -> None:
+async def test_sigterm_under_load_loses_nothing(store, tmp_path, frontend) -> None:
     """What was begun is answered, what comes later is told UNAVAILABLE, exit code 0."""
     log = tmp_path / "log"
-    async with serving(str(store), log, "--budget", str(size_of(store) * 3)) as server:
+    async with served(
+        store, log, frontend, "--budget", str(size_of(store) * 3)
+    ) as server:
         codes: list[grpc.StatusCode] = []
         answered = asyncio.Event()
 
@@ -126,9 +147,12 @@ async def test_sigterm_under_load_loses_nothing(store, tmp_path) -> None:
 
 @pytest.mark.process
 @pytest.mark.timeout(60)
-async def test_a_second_server_on_the_same_port_says_so(store, tmp_path) -> None:
-    async with serving(str(store), tmp_path / "first") as server:
+async def test_a_second_server_on_the_same_port_says_so(
+    store, tmp_path, frontend
+) -> None:
+    async with served(store, tmp_path / "first", frontend) as server:
         port = server.grpc.rpartition(":")[2]
+        log = tmp_path / "log"
         with pytest.raises(AssertionError, match="is another server there already"):
-            async with serving(str(store), tmp_path / "log", "--grpc-port", port):
+            async with served(store, log, frontend, "--grpc-port", port):
                 pass

@@ -6,7 +6,7 @@ a setting does (runtime/compose.py).
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +40,25 @@ def serve(config: Path | None = None, **flags: str | bool | None) -> int:
         raise typer.BadParameter(
             "say where the models are: --store ./folder, or --store s3://bucket/prefix"
         )
+    if settings.frontend == "envoy":
+        return _become_envoy(settings, given, config)
     return _run(settings)
+
+
+def _become_envoy(
+    settings: Settings, given: Mapping[str, str | bool], config: Path | None
+) -> int:
+    from loader.store import Store
+    from runtime.envoy.launch import CannotLaunch, launch
+
+    try:
+        Store.open(settings.store)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    try:
+        launch(settings, given, config)
+    except CannotLaunch as error:
+        raise Failed(str(error)) from error
 
 
 def _run(settings: Settings) -> int:

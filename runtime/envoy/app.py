@@ -1,0 +1,83 @@
+"""What Envoy calls: the server, composed on the event loop that pyvoy runs.
+
+Owns: the composition inside Envoy, as runtime/compose.py's `serve` is the one of a
+process of our own. Must not: hold logic; be imported by anything but Envoy.
+"""
+
+import asyncio
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import structlog
+
+from loader.store import Store
+from runtime import compose, logs, sources
+from runtime.commands import Failed
+from runtime.config import Settings
+from runtime.counts import Counts
+from runtime.envoy.run import taken_over
+from runtime.envoy.serving import Serving
+from runtime.envoy.stage import Stage, Staged
+from runtime.limits import Options
+from runtime.loading import Unservable
+from runtime.metrics import Metrics
+from runtime.nvml import GaugeUnavailable
+from runtime.printable import one_line
+from runtime.rest import ServerInfo, application
+
+log = structlog.get_logger()
+
+
+async def program(stage: Stage) -> int:
+    """Serve until told to stop; the exit code."""
+    try:
+        return await _serve(stage)
+    except (Unservable, GaugeUnavailable, Failed) as error:
+        for line in str(error).splitlines():
+            sys.stderr.write(f"hotset serve: {one_line(line)}\n")
+    except Exception:
+        log.exception("the server failed")
+    return 1
+
+
+async def _serve(stage: Stage) -> int:
+    config = stage.run.config
+    settings = sources.load(stage.run.flags, None if config is None else Path(config))
+    logs.configure(settings.log_format, settings.log_level)
+    log.info("starting", **settings.shown())
+    for variable in sources.unknown_variables():
+        log.warning("a variable that means nothing is ignored", variable=variable)
+    lost = asyncio.Event()
+    counts = Counts(settings.metrics_top)
+    release = version("hotset")
+    metrics, info = Metrics(counts, release), ServerInfo(settings.server_name, release)
+    async with compose.composed(settings, counts, lost.set) as engine:
+        rest = application(engine, metrics, info)
+        serving = Serving(engine, rest, stage.admin, options_of(settings))
+        stage.open(serving.app)
+        addresses = await stage.admin.listening()
+        store = Store.open(settings.store)
+        async with compose.announced(engine, store, addresses[0], addresses[-1]):
+            await _first(stage.told, lost)
+        await serving.stop()
+    return compose.DEVICE_LOST if lost.is_set() else 0
+
+
+def options_of(settings: Settings) -> Options:
+    """What the settings allow a caller."""
+    return Options(
+        max_message_bytes=settings.max_message,
+        grace=settings.grace,
+        name=settings.server_name,
+    )
+
+
+async def _first(*events: asyncio.Event) -> None:
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+app = Staged(taken_over, program)

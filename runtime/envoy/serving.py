@@ -1,0 +1,73 @@
+"""Serving inside Envoy, from the moment it listens to the last answer.
+
+Owns: the order in which serving ends, as runtime/server.py does for grpc.aio. Must not:
+create the engine, or end the process.
+"""
+
+import asyncio
+
+import structlog
+
+from runtime.asgi.application import Application
+from runtime.asgi.telling import OnEnd
+from runtime.asgi.types import Asgi
+from runtime.engine import Engine
+from runtime.envoy.admin import Admin
+from runtime.limits import LAST_WORDS_S, QUIET_S, Options
+from runtime.services import services_of
+
+_log = structlog.get_logger()
+
+
+class Serving:
+    """One engine, answering; `app` is what Envoy calls."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        rest: Asgi,
+        admin: Admin,
+        options: Options,
+        on_end: OnEnd = lambda method, code: None,
+    ) -> None:
+        self._engine = engine
+        self._admin = admin
+        self._grace = options.grace
+        services = services_of(engine, options)
+        self._health = services.health
+        limit = options.max_message_bytes
+        self.app = Application(services.all, rest, limit, on_end)
+
+    async def stop(self, grace: float | None = None) -> None:
+        """Stop serving; returns when no call is running and the engine is empty."""
+        seconds = self._grace if grace is None else grace
+        _log.info("the server stops", grace=seconds)
+        self._health.close()
+        # Who has a connection is told to make the next one elsewhere, and is refused
+        # with UNAVAILABLE and a hint if it asks here all the same.
+        try:
+            await self._admin.drain()
+        except OSError:
+            _log.warning("Envoy was not told to drain")
+        drain = asyncio.ensure_future(self._engine.drain())
+        await asyncio.wait({drain}, timeout=seconds)
+        if not drain.done():
+            _log.warning("the grace is over, running calls are cut")
+            self.app.vigil.cut()
+        await self._quiet()
+        # Idle streams may be open for ever.
+        self.app.vigil.cut()
+        await asyncio.wait({drain}, timeout=LAST_WORDS_S)
+        if not drain.done():
+            _log.error("the engine did not drain, leaving all the same")
+            drain.cancel()
+            return
+        drain.result()
+
+    async def _quiet(self) -> None:
+        """Refuse on until nobody calls any more, or LAST_WORDS_S have passed."""
+        for _ in range(int(LAST_WORDS_S / QUIET_S)):
+            before = self.app.vigil.calls
+            await asyncio.sleep(QUIET_S)
+            if self.app.vigil.calls == before:
+                return
