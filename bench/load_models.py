@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from loader.digest import chunked, chunks_json
 from loader.manifest import ModelSpec, read_manifest
 from loader.store import Store
 
@@ -39,7 +40,7 @@ def make(folder: Path, megabytes: int, tensorized: bool) -> Path:
     manifest = {
         "format": 1,
         "graph": reference(there / "graph.json"),
-        "weights": reference(there / WEIGHTS),
+        "weights": {**reference(there / WEIGHTS), "chunks": chunks(there / WEIGHTS)},
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [1]}],
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [1]}],
         "max_batch_size": 0,
@@ -97,6 +98,13 @@ def reference(path: Path) -> dict[str, object]:
     data = path.read_bytes()
     digest = hashlib.sha256(data).hexdigest()
     return {"file": path.name, "size": len(data), "sha256": digest}
+
+
+def chunks(path: Path) -> dict[str, object]:
+    """The digests a packer would put there."""
+    found = chunked(path.read_bytes())
+    assert found is not None
+    return chunks_json(found)
 
 
 def spec_of(directory: Path) -> ModelSpec:

@@ -27,7 +27,7 @@ from bench.floor_server import mlp
 from bench.result import Figure, console, finish, parser
 from bench.traffic import Stored, example, request, zipf
 from loader.pack import export, write
-from loader.store import Chunk, Store
+from loader.store import Part, Store
 from runtime import logs
 from runtime.compose import composed
 from runtime.counts import Counts
@@ -58,12 +58,12 @@ class Far(Store):
         await asyncio.sleep(self.delay)
         return await super().small(path, limit)
 
-    async def chunk(
+    async def part(
         self, path: str, start: int, end: int, etag: str | None = None
-    ) -> Chunk:
+    ) -> Part:
         """See Store."""
         await asyncio.sleep(self.delay)
-        return await super().chunk(path, start, end, etag)
+        return await super().part(path, start, end, etag)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,8 @@ leases. Whatever `fill` raises, CancelledError too, no block is held when it doe
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
-from contextlib import aclosing
 from pathlib import Path
 
 from loader.arena import Block
@@ -27,8 +26,15 @@ from loader.ranges import CHUNK, Ranges
 from loader.slabs import Slabs
 from loader.spool import Spool
 from loader.store import Changed, Missing, Store
-from loader.threads import to_its_end
+from loader.threads import to_its_end, together
+from loader.verify import Damaged
 from loader.weights import Placed, Plans, place
+
+THREADS = 4
+"""Threads that read one file, if it may be verified by chunks."""
+
+Kept = dict[int, list[memoryview]]
+"""The pieces of each range, by where it starts."""
 
 
 class Filler:
@@ -60,19 +66,20 @@ class Filler:
             return filled
         try:
             return await self._from_store(spec)
-        except Changed:
+        except (Changed, Damaged):
             self._ranges.forget(spec)
         try:
             return await self._from_store(spec)
-        except Changed as error:
-            raise StoreUnreachable(
-                f"model '{spec.name}' changed in the store while it was read"
-            ) from error
+        except Changed:
+            pass  # out there the error has no context, which holds the block's memory
+        raise StoreUnreachable(
+            f"model '{spec.name}' changed in the store while it was read"
+        )
 
     async def _from_host(self, spec: ModelSpec) -> Filled | None:
         if self._host is None:
             return None
-        began, digest = time.perf_counter(), spec.weights.sha256
+        began, digest = time.perf_counter(), spec.weights.identity
         with self._host.using(digest) as kept:
             if kept is None:
                 return None
@@ -94,25 +101,36 @@ class Filler:
             return None
         with OpenFile() as opened:
             if not await to_its_end(
-                self._executor, opened.open_spooled, spool, file.sha256, file.size
+                self._executor, opened.open_spooled, spool, file.identity, file.size
             ):
                 return None
             try:
                 return await self._from_file(spec, opened, "disk")
-            except (ArtifactRefused, OSError):
+            except (ArtifactRefused, Changed, OSError):
                 # The disk's fault, or the file's: the store has the truth.
-                await to_its_end(self._executor, spool.discard, file.sha256)
+                await to_its_end(self._executor, spool.discard, file.identity)
                 return None
 
     async def _from_file(self, spec: ModelSpec, opened: OpenFile, tier: str) -> Filled:
+        size = spec.weights.size
+        starts = range(0, size, CHUNK)
+
         async def feed(pouring: Pouring) -> None:
-            for start in range(0, spec.weights.size, CHUNK):
-                end = min(start + CHUNK, spec.weights.size)
-                await to_its_end(self._executor, pouring.file, opened.fd, start, end)
+            left = iter(starts)
+
+            async def work() -> None:
+                for start in left:  # shared: each takes the next
+                    end = min(start + CHUNK, size)
+                    await to_its_end(
+                        self._executor, pouring.file, opened.fd, start, end
+                    )
+
+            threads = 1 if pouring.ordered else min(THREADS, len(starts))
+            await together([work() for _ in range(threads)])
 
         began = time.perf_counter()
         placed = await self._placed(spec, opened.header)
-        return await self._pour(spec, placed, tier, began, feed)
+        return await self._pour(spec, opened.header, placed, tier, began, feed)
 
     async def _from_store(self, spec: ModelSpec) -> Filled:
         try:
@@ -124,19 +142,26 @@ class Filler:
         if path is not None and self._spool is None:
             return await self._from_folder(spec, path)
         began = time.perf_counter()
-        async with aclosing(self._ranges.read(spec)) as ranges:
-            start, first = await anext(ranges)
-            placed = await self._placed(spec, first)
+        async with self._ranges.reading(spec) as reading:
+            first = await reading.beginning()
+            try:
+                placed = await self._placed(spec, first)
+            except ArtifactRefused as error:  # nobody has verified it yet
+                raise Damaged(error.place, error.reason) from error
             kept = self._keeping(spec)
 
             async def feed(pouring: Pouring) -> None:
-                await self._take(pouring, start, first, kept)
-                async for at, data in ranges:
-                    await self._take(pouring, at, data, kept)
+                async def sink(at: int, pieces: Sequence[memoryview]) -> None:
+                    await to_its_end(self._executor, pouring.bytes, at, pieces)
+                    if kept is not None:
+                        keep(kept, at, pieces)
 
-            filled = await self._pour(spec, placed, "store", began, feed)
+                await reading.pour(sink)
+
+            filled = await self._pour(spec, first, placed, "store", began, feed)
         if self._spool is not None and kept is not None:
-            self._spool.put(spec.weights.sha256, kept)
+            parts = [piece for start in sorted(kept) for piece in kept[start]]
+            self._spool.put(spec.weights.identity, parts)
         return filled
 
     async def _from_folder(self, spec: ModelSpec, path: Path) -> Filled:
@@ -147,27 +172,16 @@ class Filler:
             except OSError as error:
                 raise StoreUnreachable("the model store could not be read") from error
 
-    def _keeping(self, spec: ModelSpec) -> list[memoryview] | None:
+    def _keeping(self, spec: ModelSpec) -> Kept | None:
         """Where the file's bytes gather for the disk tier, if that wants them."""
         file = spec.weights
-        if self._spool is None or not self._spool.wants(file.sha256, file.size):
+        if self._spool is None or not self._spool.wants(file.identity, file.size):
             return None
-        return []
-
-    async def _take(
-        self,
-        pouring: Pouring,
-        start: int,
-        data: memoryview,
-        kept: list[memoryview] | None,
-    ) -> None:
-        await to_its_end(self._executor, pouring.bytes, start, data)
-        if kept is not None:
-            kept.append(data)
+        return {}
 
     # -- the block --------------------------------------------------------------------
 
-    async def _placed(self, spec: ModelSpec, first: memoryview | bytes) -> Placed:
+    async def _placed(self, spec: ModelSpec, first: bytes) -> Placed:
         """Where the file's bytes go. `first`: its beginning, header and all."""
         length = 8 + int.from_bytes(first[:8], "little")
         header, size = bytes(first[: min(length, len(first))]), spec.weights.size
@@ -180,6 +194,7 @@ class Filler:
     async def _pour(
         self,
         spec: ModelSpec,
+        first: bytes,
         placed: Placed,
         tier: str,
         began: float,
@@ -189,7 +204,7 @@ class Filler:
         try:
             buffer = self._slabs.buffer(block)
             pouring = Pouring(
-                spec, placed, buffer, self._slabs.memory.direct, self._pool
+                spec, first, placed, buffer, self._slabs.memory.direct, self._pool
             )
             await feed(pouring)
             pouring.close(time.perf_counter() - began)
@@ -200,3 +215,11 @@ class Filler:
 
     async def _room(self, spec: ModelSpec, nbytes: int) -> Block:
         return await self._slabs.find(nbytes, spec.graph.sha256)
+
+
+def keep(kept: Kept, at: int, pieces: Sequence[memoryview]) -> None:
+    """Pieces that were poured. A range that begins anew was damaged before."""
+    start = at - at % CHUNK
+    if at == start:
+        kept[start] = []
+    kept[start] += pieces

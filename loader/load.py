@@ -81,7 +81,7 @@ class Loader:
 
     def falls_to(self, spec: ModelSpec) -> str:
         """The tier that would serve the next load, were the model evicted now."""
-        digest, size = spec.weights.sha256, spec.weights.size
+        digest, size = spec.weights.identity, spec.weights.size
         if self._host is not None and size <= self._host.capacity:
             return "host"
         on_disk = self._spool is not None and self._spool.holds(digest)
@@ -106,7 +106,7 @@ class Loader:
 
     def bytes_below(self, spec: ModelSpec) -> dict[str, int]:
         """The model's bytes in the tiers below the device."""
-        digest, size = spec.weights.sha256, spec.weights.size
+        digest, size = spec.weights.identity, spec.weights.size
         tiers = {"host": self._host, "disk": self._spool}
         return {
             name: size
@@ -135,7 +135,7 @@ class Loader:
         """Drop the last references. Its leases have ended, and with them its work on
         the device (runtime/lanes.py waits for it): nobody runs it."""
         if self._host is not None:
-            digest, source = model.spec.weights.sha256, self.slabs.buffer(model.block)
+            digest, source = model.spec.weights.identity, self.slabs.buffer(model.block)
             try:
                 await self._host.keep(digest, model.placed, source)
             except Exception as error:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from loader.digest import FileRef as FileRef
+from loader.digest import file_json, read_file
 from loader.errors import ArtifactRefused
 from loader.strictjson import (
     INT64_MAX,
@@ -30,27 +32,15 @@ DATATYPES = frozenset(
 """The Open Inference Protocol's, less BYTES."""
 
 MAX_MANIFEST = 1 << 20
-MAX_FILE = 1 << 40
 MAX_TENSORS = 256
 """Inputs, and outputs. Triton's many-outputs bug was an unbounded one."""
 MAX_RANK = 16
 MAX_BATCH = 1_000_000
 MAX_LABELS = 64
 
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 TENSOR_NAME = re.compile(r"[!-~]{1,256}")
 _LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{0,512}")
 _TENANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}|")
-
-
-@dataclass(frozen=True, slots=True)
-class FileRef:
-    """A file beside model.json: its name, size in bytes and SHA-256 (hex)."""
-
-    name: str
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +92,7 @@ class ModelSpec:
         """
         return (
             f"{self.name}:{self.version}"
-            f"@{self.weights.sha256[:12]}{self.graph.sha256[:4]}"
+            f"@{self.weights.identity[:12]}{self.graph.sha256[:4]}"
         )
 
 
@@ -118,8 +108,8 @@ def read_manifest(data: bytes, model: str, version: str) -> ModelSpec:
     spec = ModelSpec(
         name=model,
         version=version,
-        graph=_file(document["graph"], "model.json: graph"),
-        weights=_file(document["weights"], "model.json: weights"),
+        graph=read_file(document["graph"], "model.json: graph"),
+        weights=read_file(document["weights"], "model.json: weights", chunks=True),
         inputs=_tensors(document["inputs"], "inputs", ("range", "max_shape")),
         outputs=_tensors(document["outputs"], "outputs", ()),
         max_batch_size=integer(
@@ -136,15 +126,6 @@ def read_manifest(data: bytes, model: str, version: str) -> ModelSpec:
     )
     _check_whole(spec)
     return spec
-
-
-def _file(value: object, place: str) -> FileRef:
-    found = members(value, place, ("file", "size", "sha256"))
-    return FileRef(
-        text(found["file"], f"{place}.file", _FILE_NAME, "a plain file name"),
-        integer(found["size"], f"{place}.size", 0, MAX_FILE),
-        text(found["sha256"], f"{place}.sha256", _SHA256, "64 lowercase hex digits"),
-    )
 
 
 def _tensors(
@@ -239,8 +220,8 @@ def write_manifest(spec: ModelSpec) -> bytes:
     """The `model.json` that reads as `spec` (name and version are its directory's)."""
     document: dict[str, object] = {
         "format": FORMAT,
-        "graph": _file_json(spec.graph),
-        "weights": _file_json(spec.weights),
+        "graph": file_json(spec.graph),
+        "weights": file_json(spec.weights),
         "inputs": [_tensor_json(tensor) for tensor in spec.inputs],
         "outputs": [_tensor_json(tensor) for tensor in spec.outputs],
         "max_batch_size": spec.max_batch_size,
@@ -253,10 +234,6 @@ def write_manifest(spec: ModelSpec) -> bytes:
     }
     document |= {key: value for key, value in extras.items() if value}
     return json.dumps(document, indent=1).encode() + b"\n"
-
-
-def _file_json(file: FileRef) -> dict[str, object]:
-    return {"file": file.name, "size": file.size, "sha256": file.sha256}
 
 
 def _tensor_json(tensor: TensorSpec) -> dict[str, object]:

@@ -12,11 +12,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from loader.digest import chunked
 from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
 from loader.manifest import FileRef, ModelSpec, read_manifest, write_manifest
@@ -63,7 +64,7 @@ def write(
         name=final.parent.name if numbered else final.name,
         version=final.name if numbered else "1",
         graph=_reference(GRAPH, exported.graph_json),
-        weights=_reference(WEIGHTS, data),
+        weights=_weights(data),
         inputs=exported.inputs,
         outputs=exported.outputs,
         max_batch_size=exported.max_batch_size,
@@ -84,6 +85,10 @@ def write(
 
 def _reference(name: str, data: bytes) -> FileRef:
     return FileRef(name, len(data), hashlib.sha256(data).hexdigest())
+
+
+def _weights(data: bytes) -> FileRef:
+    return replace(_reference(WEIGHTS, data), chunks=chunked(data))
 
 
 def _chosen(
@@ -183,11 +188,12 @@ def _prove(
 def _read_back(directory: Path, known: Graph) -> tuple[Graph, tuple[torch.Tensor, ...]]:
     """The model in this directory. A graph of a digest we know is read once."""
     spec = read_manifest((directory / MANIFEST).read_bytes(), "model", "1")
-    texts = {}
-    for file in (spec.graph, spec.weights):
-        texts[file.name] = (directory / file.name).read_bytes()
-        if _reference(file.name, texts[file.name]) != file:
-            raise ArtifactRefused(file.name, "is not what was written")
+    texts = {
+        f.name: (directory / f.name).read_bytes() for f in (spec.graph, spec.weights)
+    }
+    found = _reference(spec.graph.name, texts[spec.graph.name])
+    if found != spec.graph or _weights(texts[WEIGHTS]) != spec.weights:
+        raise ArtifactRefused(MANIFEST, "does not tell what was written")
     graph = known
     if spec.graph.sha256 != known.digest:
         graph = read_graph(texts[spec.graph.name], torch.device("cpu"))

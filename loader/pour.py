@@ -2,17 +2,18 @@
 
 Owns: the pass. Each half megabyte is hashed right after it landed, while it is still in
 the core's own cache. Must not: fetch, allocate, or let go of the block. Its methods run
-in the loader's threads, one at a time.
+in the loader's threads: one at a time if the file is `ordered` (verified as a whole),
+else one for each chunk.
 
 On a CPU the final place is where bytes land; what the CPU cannot write (a GPU) or what
 does not lie there as it lies in the file (the header, misaligned tensors) lands in the
 staging pool and is pushed on from there.
 """
 
-import hashlib
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ import torch
 from loader.errors import ArtifactRefused
 from loader.manifest import ModelSpec
 from loader.pool import SLOT, Pool, Ring
+from loader.store import Changed
+from loader.verify import check
 from loader.weights import Placed, Run, cuts
 
 Array = npt.NDArray[np.uint8]
@@ -29,11 +32,13 @@ Fill = Callable[[Array, int], None]
 
 
 class Pouring:
-    """One file. `seconds` tells what took how long once it is closed."""
+    """One file, whose beginning is `first`, as `placed` says. `seconds` tells what took
+    how long once it is closed."""
 
     def __init__(
         self,
         spec: ModelSpec,
+        first: bytes,
         placed: Placed,
         buffer: torch.Tensor,
         direct: bool,
@@ -41,30 +46,36 @@ class Pouring:
     ) -> None:
         self._spec = spec
         self._data_start = placed.layout.data_start
+        self._header = first[: self._data_start]
         self._runs = placed.placing.runs
         self._buffer = buffer
         self._pool = pool
         one = (Run(0, placed.placing.nbytes, 0),)
         # The data section as it is: the CPU writes it where it belongs.
         self._place = buffer.numpy() if direct and self._runs == one else None
-        self._digest = hashlib.sha256()
+        self._check = check(spec.weights)
+        self.ordered = self._check.ordered
+        self._lock = threading.Lock()
         self.seconds = {"fetch": 0.0, "verify": 0.0, "copy": 0.0}
 
-    def bytes(self, start: int, data: memoryview) -> None:
-        """The next bytes of the file, in order, from file offset `start`."""
-        source = np.frombuffer(data, dtype=np.uint8)
+    def bytes(self, start: int, pieces: Sequence[memoryview]) -> None:
+        """The bytes of the file from `start` on. Raises Damaged, Changed."""
+        for piece in pieces:
+            source = np.frombuffer(piece, dtype=np.uint8)
 
-        def copy(to: Array, at: int) -> None:
-            began = time.perf_counter()
-            # numpy lets go of the interpreter lock while it copies; slices do not.
-            np.copyto(to, source[at - start : at - start + len(to)])
-            self.seconds["copy"] += time.perf_counter() - began
+            def copy(
+                to: Array, at: int, source: Array = source, start: int = start
+            ) -> None:
+                # numpy lets go of the interpreter lock as it copies; slices do not.
+                np.copyto(to, source[at - start : at - start + len(to)])
 
-        self._pour(start, start + len(source), copy)
+            self._pour(start, start + len(source), copy, "copy")
+            start += len(source)
 
     def file(self, fd: int, start: int, end: int) -> None:
-        """Bytes `[start, end)` of an open file, which come next. Raises OSError,
-        ArtifactRefused if the file ends before."""
+        """Bytes `[start, end)` of an open file. Raises OSError, and ArtifactRefused
+        where the file ends before, or a chunk is damaged; Changed if its header is
+        another one by now."""
 
         def read(to: Array, at: int) -> None:
             done = 0
@@ -76,47 +87,66 @@ class Pouring:
                     )
                 done += got
 
-        self._pour(start, end, read)
+        self._pour(start, end, read, "fetch")
 
     def close(self, total: float) -> None:
-        """All bytes are there, after `total` seconds: check the digest before anybody
-        may use them. Raises ArtifactRefused."""
-        if self._digest.hexdigest() != self._spec.weights.sha256:
-            raise ArtifactRefused(
-                self._spec.weights.name, "its SHA-256 is not the one in model.json"
-            )
+        """All bytes are there, after `total` seconds: nobody may use them before this
+        has checked them. Raises ArtifactRefused."""
+        self._check.finish()
         spent = self.seconds["verify"] + self.seconds["copy"]
         self.seconds["fetch"] = max(0.0, total - spent)
 
-    def _pour(self, start: int, end: int, fill: Fill) -> None:
-        at = start
+    def _pour(self, start: int, end: int, fill: Fill, phase: str) -> None:
+        laps, at = Laps(), start
         with self._pool.ring() as ring:
             while at < end:
-                in_header = at < self._data_start
-                stop = min(end, at + SLOT)
-                if in_header:
-                    stop = min(stop, self._data_start)
-                if self._place is None or in_header:
-                    self._through(ring, at, stop, fill)
+                stop = self._stop(at, end)
+                slot = None
+                if self._place is None or at < self._data_start:
+                    slot = ring.slot()
+                    landing = slot.numpy()[: stop - at]
                 else:
-                    first = at - self._data_start
-                    landing = self._place[first : first + stop - at]
-                    fill(landing, at)
-                    self._hash(landing)
+                    landing = self._place[at - self._data_start :][: stop - at]
+                fill(landing, at)
+                laps.end(phase)
+                if at < self._data_start:
+                    self._compare(at, landing)
+                self._check.update(at, landing.data)
+                laps.end("verify")
+                if slot is not None:
+                    self._push(ring, slot, at, stop)
+                    laps.end("copy")
                 at = stop
+        with self._lock:
+            for name, seconds in laps.seconds.items():
+                self.seconds[name] += seconds
 
-    def _through(self, ring: Ring, at: int, stop: int, fill: Fill) -> None:
-        """By way of a slot."""
-        slot = ring.slot()
-        landing = slot.numpy()[: stop - at]
-        fill(landing, at)
-        self._hash(landing)
-        began = time.perf_counter()
+    def _stop(self, at: int, end: int) -> int:
+        """Where the step from `at` ends: with a slot's worth, so that no step goes
+        across the end of a chunk; and with the header, which has no place."""
+        stop = min(end, at - at % SLOT + SLOT)
+        return min(stop, self._data_start) if at < self._data_start else stop
+
+    def _compare(self, at: int, landed: Array) -> None:
+        """The header came before, and alone, to say what goes where. It has to be the
+        one that is verified here."""
+        if landed.tobytes() != self._header[at : at + len(landed)]:
+            raise Changed
+
+    def _push(self, ring: Ring, slot: torch.Tensor, at: int, stop: int) -> None:
         for to, first, last in cuts(self._runs, at - self._data_start, stop - at):
             ring.push(slot[first:last], self._buffer[to : to + last - first])
-        self.seconds["copy"] += time.perf_counter() - began
 
-    def _hash(self, landed: Array) -> None:
-        began = time.perf_counter()
-        self._digest.update(landed.data)
-        self.seconds["verify"] += time.perf_counter() - began
+
+class Laps:
+    """One thread's clock: seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    def end(self, phase: str) -> None:
+        """What was done since the last one was `phase`."""
+        now = time.perf_counter()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._began
+        self._began = now

@@ -1,23 +1,30 @@
 """A weights file, range by range, from a store that answers slowly and in any order.
 
-Owns: how many requests are under way, of one model and of all, and that no file is put
-together from two. Must not: know what the bytes mean, or place them.
+Owns: how many requests are under way, of one model and of all, that a damaged range is
+asked for again, and that no file is put together from two. Must not: know what the
+bytes mean, or place them.
 
 The manifest tells the size, so all ranges are asked for at once and a file of up to
 CHUNK bytes is one request. A file whose ETag is known from its last load is asked for
 under it (If-Match); of another, the ranges' ETags must agree. Never obstore's
 get_ranges: it merges neighbouring ranges into one stream (loading facts, 0.4).
+
+Bytes go to their sink while more come. Ranges of a file that is verified by chunks go
+in any order, several at once; others wait for those before them, in memory.
 """
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 
 from cachetools import LRUCache
 
 from loader.errors import ArtifactRefused, StoreUnreachable
+from loader.header import LENGTH_BYTES
 from loader.manifest import ModelSpec
-from loader.store import Changed, Chunk, Missing, Store
+from loader.store import Changed, Missing, Store
+from loader.threads import settled
+from loader.verify import Damaged
 
 CHUNK = 8 << 20
 """Bytes a range: one GET brings most small models whole (loading facts, 4d)."""
@@ -27,6 +34,9 @@ PARALLEL = 8
 
 PARALLEL_ALL = 32
 """Ranges of all models under way at once."""
+
+Sink = Callable[[int, Sequence[memoryview]], Awaitable[None]]
+"""Takes the bytes from an offset on; from the range's first on, if it is begun anew."""
 
 
 class Ranges:
@@ -41,69 +51,154 @@ class Ranges:
         """The file is another one than it was."""
         self._etags.pop(_name(spec), None)
 
-    async def read(
-        self, spec: ModelSpec
-    ) -> AsyncGenerator[tuple[int, memoryview], None]:
-        """(offset, bytes) of the file in order.
-
-        Raises Changed, ArtifactRefused, StoreUnreachable. Close it: whatever is still
-        under way is called off then.
-        """
+    @asynccontextmanager
+    async def reading(self, spec: ModelSpec) -> AsyncIterator["Reading"]:
+        """The file, on its way as long as the block lasts."""
         if not spec.weights.size:
             raise ArtifactRefused(spec.weights.name, "is empty")
-        loop = asyncio.get_running_loop()
         known = self._etags.get(_name(spec))
-        starts = deque(range(0, spec.weights.size, CHUNK))
-        window: deque[tuple[int, asyncio.Task[Chunk]]] = deque()
-        agreed = known
+        reading = Reading(self._store, self._slots, spec, known)
         try:
-            while starts or window:
-                while starts and len(window) < PARALLEL:
-                    at = starts.popleft()
-                    fetch = self._range(spec, at, known)
-                    window.append((at, loop.create_task(fetch)))
-                start, task = window[0]
-                chunk = await task
-                window.popleft()
-                agreed = _same(agreed, chunk.etag)
-                yield start, memoryview(chunk.data)
+            yield reading
         finally:
-            for _, task in window:
-                task.cancel()
-            if window:
-                await asyncio.gather(*(t for _, t in window), return_exceptions=True)
-        if agreed is not None:
-            self._etags[_name(spec)] = agreed
+            await reading.close()
+        if reading.etag is not None:
+            self._etags[_name(spec)] = reading.etag
 
-    async def _range(self, spec: ModelSpec, start: int, etag: str | None) -> Chunk:
-        file = spec.weights
-        end = min(start + CHUNK, file.size)
+
+class Reading:
+    """One file on its way: `beginning`, then `pour`.
+
+    Both raise Changed, ArtifactRefused, StoreUnreachable.
+    """
+
+    def __init__(
+        self, store: Store, slots: asyncio.Semaphore, spec: ModelSpec, etag: str | None
+    ) -> None:
+        self._store = store
+        self._slots = slots
+        self._spec = spec
+        self._known = etag
+        self.etag = etag
+        """Of the file, as the store says; None if it does not."""
+        self._beginning = asyncio.get_running_loop().create_future()
+        self._sink: Sink | None = None
+        self._opened = self._before = asyncio.Event()
+        starts = range(0, spec.weights.size, CHUNK)
+        self._starts = iter(starts)
+        self._workers = [
+            asyncio.create_task(self._work()) for _ in range(min(PARALLEL, len(starts)))
+        ]
+
+    async def beginning(self) -> bytes:
+        """As much of the file as has the whole header in it, or its first range."""
+        waited = (self._beginning, *self._workers)
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+        if not self._beginning.done():  # then a worker has failed
+            await asyncio.gather(*self._workers)
+        return bytes(self._beginning.result())
+
+    async def pour(self, sink: Sink) -> None:
+        """Give it every byte. Nothing is given to it any more when this returns."""
+        self._sink = sink
+        self._opened.set()
+        try:
+            await asyncio.gather(*self._workers)
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Call off what is still under way."""
+        for worker in self._workers:
+            worker.cancel()
+        for worker in self._workers:
+            await settled(worker)
+        self._beginning.cancel()
+
+    async def _work(self) -> None:
+        for start in self._starts:  # shared: each takes the next
+            before, done = self._before, asyncio.Event()
+            if self._spec.weights.chunks is None:
+                self._before = done
+            try:
+                await self._range(start, before)
+            except Damaged:
+                await self._again(start, before)
+            done.set()
+
+    async def _again(self, start: int, before: asyncio.Event) -> None:
+        try:
+            await self._range(start, before)
+            return
+        except Damaged as error:
+            refused = ArtifactRefused(error.place, error.reason)
+        # Out here it has no context: its traceback holds the block's memory.
+        raise refused
+
+    async def _range(self, start: int, before: asyncio.Event) -> None:
+        """Fetch a range and pour it, once it may be poured."""
+        end = min(start + CHUNK, self._spec.weights.size)
+        at, held = start, list[memoryview]()
+        async with aclosing(self._fetch(start, end)) as pieces:
+            async for piece in pieces:
+                held.append(piece)
+                if start == 0:
+                    self._look(held, piece)
+                if before.is_set():
+                    at = await self._pour(at, held)
+        came = at - start + sum(map(len, held))
+        if came != end - start:
+            raise StoreUnreachable(
+                f"the model store sent {came} bytes of model '{self._spec.name}' "
+                f"where {end - start} were asked for"
+            )
+        if start == 0:
+            self._look(held, None)
+        await before.wait()
+        await self._pour(at, held)
+
+    async def _pour(self, at: int, held: list[memoryview]) -> int:
+        assert self._sink is not None
+        pieces = tuple(held)
+        held.clear()
+        await self._sink(at, pieces)
+        return at + sum(map(len, pieces))
+
+    def _look(self, held: Sequence[memoryview], piece: memoryview | None) -> None:
+        """Is the header there? `piece`: the one that came last, None if all did."""
+        if self._beginning.done():
+            return
+        came = b"".join(held)
+        wanted = LENGTH_BYTES + int.from_bytes(came[:LENGTH_BYTES], "little")
+        if piece is None or len(came) >= wanted:
+            self._beginning.set_result(came)
+
+    async def _fetch(self, start: int, end: int) -> AsyncGenerator[memoryview, None]:
+        file = self._spec.weights
+        path = f"{self._spec.directory}/{file.name}"
         async with self._slots:
             try:
-                chunk = await self._store.chunk(
-                    f"{spec.directory}/{file.name}", start, end, etag
-                )
+                part = await self._store.part(path, start, end, self._known)
             except Missing as error:
                 raise ArtifactRefused(file.name, "is missing from the store") from error
-        # What later ranges say of the whole is the store's affair: the digest is ours.
-        if start == 0 and chunk.size != file.size:
-            raise ArtifactRefused(
-                file.name, f"has {chunk.size} bytes, model.json says {file.size}"
-            )
-        if len(chunk.data) != end - start:
-            raise StoreUnreachable(
-                f"the model store sent {len(chunk.data)} bytes of model "
-                f"'{spec.name}' where {end - start} were asked for"
-            )
-        return chunk
+            async with aclosing(part.pieces) as pieces:
+                # What later ranges say of the whole is the store's affair: the digest
+                # is ours.
+                if start == 0 and part.size != file.size:
+                    raise ArtifactRefused(
+                        file.name,
+                        f"has {part.size} bytes, model.json says {file.size}",
+                    )
+                self._agree(part.etag)
+                async for piece in pieces:
+                    yield piece
+
+    def _agree(self, etag: str | None) -> None:
+        if self.etag is not None and etag is not None and etag != self.etag:
+            raise Changed
+        self.etag = self.etag if etag is None else etag
 
 
 def _name(spec: ModelSpec) -> tuple[str, str]:
     """Another content is another file, whatever its path."""
-    return f"{spec.directory}/{spec.weights.name}", spec.weights.sha256
-
-
-def _same(agreed: str | None, etag: str | None) -> str | None:
-    if agreed is not None and etag is not None and etag != agreed:
-        raise Changed
-    return agreed if etag is None else etag
+    return f"{spec.directory}/{spec.weights.name}", spec.weights.identity

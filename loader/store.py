@@ -10,8 +10,8 @@ well as the platforms' own; they never appear in an error or a repr.
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,7 +26,7 @@ from loader.errors import StoreDenied, StoreUnreachable
 from loader.hosts import fence
 
 if TYPE_CHECKING:
-    from obstore import Bytes, GetOptions
+    from obstore import GetOptions, GetResult
     from obstore.store import ClientConfig, ObjectStore, RetryConfig
 
 SCHEMES = ("file", "memory", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
@@ -55,11 +55,20 @@ DENIED_LISTING = re.compile(r"status code: 40[13]\b")
 """obstore says of a listing that was refused no more than this, in its text."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """A range of an object, with what the store said of the whole."""
+PIECE = 1 << 20
+"""Bytes that are handed on at a time, at least: while they are copied and hashed the
+next are on their way, and what they lay in is used again."""
 
-    data: "Bytes"
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A range of an object on its way, with what the store said of the whole.
+
+    `pieces` end where the range does or before; StoreUnreachable if the store sends
+    more. Close them: what was not taken is not fetched.
+    """
+
+    pieces: AsyncGenerator[memoryview, None]
     size: int
     etag: str | None
 
@@ -129,13 +138,15 @@ class Store:
     async def _small(self, path: str, limit: int) -> bytes:
         await self._check(path)
         result = await obstore.get_async(self._backend, path)
-        if result.meta["size"] > limit:
-            raise ValueError(f"has {result.meta['size']} bytes, limit {limit}")
-        return bytes(await result.bytes_async())
+        size = result.meta["size"]
+        if size > limit:
+            raise ValueError(f"has {size} bytes, limit {limit}")
+        async with aclosing(_pieces(result, size)) as pieces:
+            return b"".join([piece async for piece in pieces])
 
-    async def chunk(
+    async def part(
         self, path: str, start: int, end: int, etag: str | None = None
-    ) -> Chunk:
+    ) -> Part:
         """Bytes `[start, end)`; Changed if `etag` is given and is no longer true."""
         options: GetOptions = {"range": (start, end)}
         if etag is not None:
@@ -144,8 +155,7 @@ class Store:
         with translated():
             result = await obstore.get_async(self._backend, path, options=options)
             meta = result.meta
-            data = await result.bytes_async()
-        return Chunk(data, meta["size"], meta["e_tag"])
+        return Part(_pieces(result, end - start), meta["size"], meta["e_tag"])
 
     def local(self, path: str) -> Path | None:
         """The object as a file that can be opened, where the store is a folder.
@@ -184,6 +194,16 @@ class Store:
 
     def __repr__(self) -> str:
         return f"Store({self.scheme}://...)"
+
+
+async def _pieces(result: "GetResult", limit: int) -> AsyncGenerator[memoryview, None]:
+    """The body as it comes. A body has an end only if the store is honest."""
+    with translated():
+        async for piece in result.stream(min_chunk_size=PIECE):
+            limit -= len(piece)
+            if limit < 0:
+                raise StoreUnreachable("the model store sent more than was asked for")
+            yield memoryview(piece)
 
 
 def plain_file(folder: Path, path: str) -> Path:

@@ -12,7 +12,7 @@ import asyncio
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar, TypeVarTuple, Unpack
 
@@ -43,6 +43,21 @@ async def to_its_end(
     except asyncio.CancelledError:
         await settled(future)
         raise
+
+
+async def together(work: Sequence[Coroutine[None, None, None]]) -> None:
+    """All of it at once, to its end. The first failure calls the others off."""
+    if len(work) == 1:
+        await work[0]
+        return
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            await settled(task)
 
 
 async def settled(future: asyncio.Future[T]) -> None:

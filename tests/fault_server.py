@@ -232,6 +232,17 @@ async def flip(exchange: Exchange) -> None:
     await exchange.answer(bytes(body))
 
 
+def flip_in(nth: int) -> Fault:
+    """One bit of the nth byte is another."""
+
+    async def fault(exchange: Exchange) -> None:
+        body = bytearray(exchange.data)
+        body[nth] ^= 1
+        await exchange.answer(bytes(body))
+
+    return fault
+
+
 async def short(exchange: Exchange) -> None:
     """Half of the bytes, with a head that finds that right."""
     body = exchange.data[: len(exchange.data) // 2]
@@ -319,12 +330,12 @@ async def endless(exchange: Exchange) -> None:
 
 
 async def overlong(exchange: Exchange) -> None:
-    """The right range, says the head, and then a body without end."""
-    await _flood(exchange)
+    """The right range, and more behind it, without end."""
+    await _flood(exchange, exchange.data)
 
 
-async def _flood(exchange: Exchange, **headers: str) -> None:
-    await exchange.answer(b"", content_length=str(PETABYTE), **headers)
+async def _flood(exchange: Exchange, first: bytes = b"", **headers: str) -> None:
+    await exchange.answer(first, content_length=str(PETABYTE), **headers)
     for _ in range(FLOOD >> 20):
         exchange.writer.write(bytes(1 << 20))
         await exchange.writer.drain()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from loader.digest import Chunks
 from loader.errors import ArtifactRefused
 from loader.graph import read_graph
 from loader.header import read_header
@@ -100,7 +101,8 @@ def test_graphs(seed: int, graph: dict) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_manifests(seed: int) -> None:
     file = FileRef("graph.json", 3, "0" * 64)
-    other = FileRef("model.safetensors", 3, "0" * 64)
+    chunks = Chunks(1 << 20, ("1" * 64,))
+    other = FileRef("model.safetensors", 3, "0" * 64, chunks)
     inputs = (TensorSpec("x", "INT64", (-1, -1), 0, 9, (-1, 8)),)
     outputs = (TensorSpec("y", "FP32", (-1, 2)),)
     spec = ModelSpec(

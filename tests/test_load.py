@@ -28,17 +28,17 @@ class CountingStore(Store):
         inner = Store.open(str(folder))
         super().__init__(inner._backend, inner.scheme)
         self.asked: list[str] = []
-        self.before_chunk = None
+        self.before_part = None
 
     async def small(self, path, limit=1 << 20):
         self.asked.append(path)
         return await super().small(path, limit)
 
-    async def chunk(self, path, start, end, etag=None):
+    async def part(self, path, start, end, etag=None):
         self.asked.append(f"{path}[{start}:{end}]")
-        if self.before_chunk is not None:
-            await self.before_chunk(start)
-        return await super().chunk(path, start, end, etag)
+        if self.before_part is not None:
+            await self.before_part(start)
+        return await super().part(path, start, end, etag)
 
 
 class Bench:
@@ -208,7 +208,7 @@ async def test_a_file_replaced_while_it_is_read_is_never_mixed(bench: Bench) -> 
         if start == ranges.CHUNK:
             tiny_models.linear(bench.folder, "m", 2, extra=ranges.CHUNK * 2)
 
-    bench.store.before_chunk = replace
+    bench.store.before_part = replace
     with pytest.raises(LoadFailed) as failed:
         await bench.loader.load(spec)
     assert isinstance(failed.value, (StoreUnreachable, ArtifactRefused))
@@ -217,7 +217,7 @@ async def test_a_file_replaced_while_it_is_read_is_never_mixed(bench: Bench) -> 
 async def test_a_hanging_store_ends_in_a_typed_error(bench: Bench) -> None:
     tiny_models.linear(bench.folder, "m")
     hangs = asyncio.Event()
-    bench.store.before_chunk = lambda start: hangs.wait()
+    bench.store.before_part = lambda start: hangs.wait()
     bench.loader._timeout = 0.05
     with pytest.raises(StoreUnreachable, match="took longer than"):
         await bench.loader.load(bench.spec("m"))
@@ -234,7 +234,7 @@ async def test_a_cancelled_load_gives_everything_back(bench: Bench, stage: int) 
             reached.set()
             await hangs.wait()
 
-    bench.store.before_chunk = wait
+    bench.store.before_part = wait
     task = asyncio.create_task(bench.loader.load(bench.spec("m")))
     await reached.wait()
     task.cancel()

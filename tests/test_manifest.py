@@ -2,9 +2,11 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 
+from loader.digest import LARGEST, SMALLEST, Chunks
 from loader.errors import ArtifactRefused
 from loader.manifest import (
     FileRef,
@@ -24,6 +26,9 @@ GOOD = {
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],
     "max_batch_size": 8,
 }
+
+
+NO_CHUNKS = {"size": SMALLEST, "blake3": []}
 
 
 def _read(document: object) -> ModelSpec:
@@ -57,12 +62,38 @@ def test_the_least_manifest_reads() -> None:
     assert read_manifest(write_manifest(spec), "m", "1") == spec
 
 
+def test_chunks_read_back_the_same() -> None:
+    file = FileRef("model.safetensors", SMALLEST + 1, DIGEST)
+    chunked = replace(file, chunks=Chunks(SMALLEST, (DIGEST, "0" * 64)))
+    spec = replace(_read(GOOD), weights=chunked)
+    again = read_manifest(write_manifest(spec), "m", "1")
+    assert again == spec
+    assert again.weights.identity == chunked.identity
+
+
+def test_what_is_verified_is_what_a_file_is_known_by() -> None:
+    """The SHA-256 of a file with chunks is checked by nobody: whoever writes another
+    model's there must not be taken for it."""
+    file = FileRef("model.safetensors", SMALLEST, DIGEST)
+    chunked = replace(file, chunks=Chunks(SMALLEST, (DIGEST,)))
+    others = replace(file, chunks=Chunks(SMALLEST, ("0" * 64,)))
+    larger = replace(file, chunks=Chunks(2 * SMALLEST, (DIGEST,)))
+    files = (file, chunked, others, larger)
+    assert len({each.identity for each in files}) == 4
+    specs = [replace(_read(GOOD), weights=each) for each in files]
+    assert len({spec.key for spec in specs}) == 4
+
+
 def test_without_a_batch_any_shape_goes() -> None:
     document = copy.deepcopy(GOOD)
     document["max_batch_size"] = 0
     document["inputs"][0]["shape"] = []
     document["outputs"][0]["shape"] = [0, 2]
     assert _read(document).inputs[0].shape == ()
+
+
+def _chunks(size: int, listed: object = (DIGEST,)):
+    return _set("weights.chunks", {"size": size, "blake3": listed})
 
 
 def _set(path: str, value: object):
@@ -105,6 +136,36 @@ WRONG = {
     "sha short": (_set("graph.sha256", "ab"), "model.json: graph.sha256:"),
     "sha upper case": (_set("graph.sha256", "AB" * 32), "model.json: graph.sha256:"),
     "sha null": (_set("graph.sha256", None), "model.json: graph.sha256:"),
+    "graph in chunks": (_set("graph.chunks", {}), "model.json: graph: unknown key"),
+    "chunks a list": (_set("weights.chunks", []), "model.json: weights.chunks: must"),
+    "chunks without size": (
+        _set("weights.chunks", {"blake3": [DIGEST]}),
+        "model.json: weights.chunks: key 'size'",
+    ),
+    "chunks by another hash": (
+        _set("weights.chunks", {"size": SMALLEST, "md5": [DIGEST]}),
+        "model.json: weights.chunks: key 'blake3'",
+    ),
+    "chunks of 1000": (_chunks(1000), "model.json: weights.chunks.size: must be from"),
+    "chunks too large": (_chunks(2 * LARGEST), "model.json: weights.chunks.size:"),
+    "chunks of 3 MiB": (_chunks(3 << 20), "model.json: weights.chunks.size: must be a"),
+    "no chunk": (_chunks(SMALLEST, []), "model.json: weights.chunks.blake3: must have"),
+    "a chunk too many": (
+        _chunks(SMALLEST, [DIGEST, DIGEST]),
+        "model.json: weights.chunks.blake3: must have a digest for each chunk: 1, not",
+    ),
+    "chunk short": (
+        _chunks(SMALLEST, ["ab"]),
+        "model.json: weights.chunks.blake3: 'ab' is not 64",
+    ),
+    "chunk upper case": (
+        _chunks(SMALLEST, ["AB" * 32]),
+        "model.json: weights.chunks.blake3: ",
+    ),
+    "chunks of an empty file": (
+        _set("weights", {**GOOD["weights"], "size": 0, "chunks": NO_CHUNKS}),
+        "model.json: weights.chunks.blake3: must have",
+    ),
     "inputs an object": (_set("inputs", {}), "model.json: inputs: must be a list"),
     "inputs many": (_set("inputs", GOOD["inputs"] * 257), "model.json: inputs: 257"),
     "input a string": (_set("inputs.0", "x"), "model.json: inputs[0]: must be"),

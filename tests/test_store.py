@@ -7,7 +7,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from loader.errors import StoreDenied, StoreUnreachable
-from loader.store import Changed, Missing, Store, client_options, s3_config
+from loader.store import Changed, Missing, Part, Store, client_options, s3_config
 
 
 @pytest.fixture
@@ -24,16 +24,20 @@ async def test_small_objects(store: Store) -> None:
         await store.small("m/1/model.json", limit=1)
 
 
+async def taken(part: Part) -> bytes:
+    return b"".join([piece async for piece in part.pieces])
+
+
 async def test_ranges_stay_with_one_object(store: Store) -> None:
     await store.put("x", b"0123456789")
-    first = await store.chunk("x", 0, 4)
-    assert bytes(first.data) == b"0123"
+    first = await store.part("x", 0, 4)
+    assert await taken(first) == b"0123"
     assert first.size == 10
-    second = await store.chunk("x", 4, 10, first.etag)
-    assert bytes(second.data) == b"456789"
+    second = await store.part("x", 4, 10, first.etag)
+    assert await taken(second) == b"456789"
     await store.put("x", b"abcdefghij")
     with pytest.raises(Changed):
-        await store.chunk("x", 4, 10, first.etag)
+        await store.part("x", 4, 10, first.etag)
 
 
 async def test_children_and_models(store: Store) -> None:
@@ -127,7 +131,7 @@ async def test_what_is_no_plain_file_of_the_folder_is_missing(tmp_path, what) ->
     with pytest.raises(Missing):
         await store.small("m/model.json")
     with pytest.raises(Missing):
-        await store.chunk("m/model.json", 0, 1)
+        await store.part("m/model.json", 0, 1)
     with pytest.raises(Missing):
         store.local("m/model.json")
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from loader import arena, ranges
+from loader import arena, files, ranges
 from loader.arena import GRANULE
-from loader.errors import ArtifactRefused, DeviceFull, LoadFailed
+from loader.errors import ArtifactRefused, DeviceFull, LoadFailed, StoreUnreachable
 from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.load import Loader
@@ -234,8 +234,9 @@ async def test_a_slab_is_emptied_into_others_when_the_capacity_shrinks(
 
 @pytest.mark.parametrize("memory", [HostMemory, DistantMemory])
 @pytest.mark.parametrize("extra", [0, SLOT - 300, SLOT * 3 + 17, CHUNK + 5])
+@pytest.mark.parametrize("chunks", [False, True])
 async def test_every_byte_arrives_whatever_way_it_goes(
-    tmp_path, threads, memory, extra
+    tmp_path, threads, memory, extra, chunks
 ) -> None:
     """Straight into place or through the pool, from a socket or from a file."""
     rng = random.Random(extra)
@@ -245,7 +246,9 @@ async def test_every_byte_arrives_whatever_way_it_goes(
         tensors["__pad0"] = torch.frombuffer(bytearray(noise), dtype=torch.uint8)
     data = save(tensors)
     made = tiny_models.files(weights=tiny_models.ref("model.safetensors", data))
-    tiny_models.write(tmp_path / "m" / "1", {**made, "model.safetensors": data})
+    made = {**made, "model.safetensors": data}
+    made = tiny_models.by_chunks(made) if chunks else made
+    tiny_models.write(tmp_path / "m" / "1", made)
     remote = Bench(tmp_path, threads, memory=memory())
     local = Bench(tmp_path, threads, memory=memory())
     local.store._folder = tmp_path
@@ -265,7 +268,7 @@ async def test_every_byte_arrives_whatever_way_it_goes(
 async def test_a_known_file_is_asked_for_under_its_etag_all_at_once(bench) -> None:
     tiny_models.linear(bench.folder, "m", 1, extra=3 * CHUNK)
     etags, under_way, most = [], 0, 0
-    chunk = bench.store.chunk
+    part = bench.store.part
 
     async def watched(path, start, end, etag=None):
         nonlocal under_way, most
@@ -273,11 +276,11 @@ async def test_a_known_file_is_asked_for_under_its_etag_all_at_once(bench) -> No
         under_way += 1
         most = max(most, under_way)
         try:
-            return await chunk(path, start, end, etag)
+            return await part(path, start, end, etag)
         finally:
             under_way -= 1
 
-    bench.store.chunk = watched
+    bench.store.part = watched
     await bench.loader.unload(await bench.load("m"))
     assert most == 4
     assert etags == [None] * 4
@@ -301,7 +304,7 @@ async def test_all_models_together_are_bounded(bench) -> None:
     for index in range(40):
         tiny_models.linear(bench.folder, f"m{index}", index)
     under_way = most = 0
-    chunk = bench.store.chunk
+    part = bench.store.part
 
     async def watched(*args):
         nonlocal under_way, most
@@ -309,23 +312,24 @@ async def test_all_models_together_are_bounded(bench) -> None:
         most = max(most, under_way)
         await asyncio.sleep(0)
         try:
-            return await chunk(*args)
+            return await part(*args)
         finally:
             under_way -= 1
 
-    bench.store.chunk = watched
+    bench.store.part = watched
     await asyncio.gather(*(bench.load(f"m{index}") for index in range(40)))
     assert most == ranges.PARALLEL_ALL
 
 
-async def test_a_local_file_that_is_wrong_is_refused(bench) -> None:
+@pytest.mark.parametrize("chunks", [False, True])
+async def test_a_local_file_that_is_wrong_is_refused(bench, chunks) -> None:
     bench.store._folder = bench.folder
-    tiny_models.linear(bench.folder, "m", 1)
+    tiny_models.linear(bench.folder, "m", 1, chunks=chunks)
     spec = bench.spec("m")
     path = bench.folder / "m" / "1" / "model.safetensors"
     data = path.read_bytes()
     for wrong, said in (
-        (data[:-1] + b"!", "SHA-256"),
+        (data[:-1] + b"!", "BLAKE3 of chunk 0" if chunks else "SHA-256"),
         (data + b"!", "model.json says"),
         (data[:-9], "model.json says"),
         (b"<html>".ljust(len(data)), "safetensors"),
@@ -339,6 +343,25 @@ async def test_a_local_file_that_is_wrong_is_refused(bench) -> None:
     path.mkdir()
     with pytest.raises(LoadFailed):
         await bench.loader.load(spec)
+    assert bench.loader.slabs.arena.held == 0
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+async def test_a_header_that_changed_since_it_was_read_places_nothing(
+    bench, monkeypatch, chunks
+) -> None:
+    """Where the bytes go was said by a header that came before them. Whatever becomes
+    of the file meanwhile, bytes that verify never lie where another header put them."""
+    bench.store._folder = bench.folder
+    header = files._header
+    tiny_models.linear(bench.folder, "m", 1, extra=CHUNK, chunks=chunks)
+
+    def swapped(fd: int) -> bytes:
+        return header(fd).replace(b'"b"', b'"B"')
+
+    monkeypatch.setattr(files, "_header", swapped)
+    with pytest.raises(StoreUnreachable, match="changed in the store while"):
+        await bench.load("m")
     assert bench.loader.slabs.arena.held == 0
 
 
@@ -445,14 +468,44 @@ async def test_a_model_comes_back_from_disk_without_the_store(
         assert bench.store.asked == []
 
 
-async def test_a_damaged_file_is_dropped_and_fetched_again(tmp_path, threads) -> None:
+async def test_no_file_is_taken_for_the_one_whose_digest_it_claims(
+    tmp_path, threads
+) -> None:
+    """Whoever may write models may write any SHA-256 into a manifest. With chunks it is
+    checked by nobody, so it must not lead to another model's bytes in any tier."""
+    victim = tiny_models.files(1)
+    liar = tiny_models.by_chunks(tiny_models.files(2))
+    theirs, own = (json.loads(made["model.json"]) for made in (victim, liar))
+    own["weights"]["sha256"] = theirs["weights"]["sha256"]
+    liar["model.json"] = json.dumps(own).encode()
+    tiny_models.write(tmp_path / "victim" / "1", victim)
+    tiny_models.write(tmp_path / "liar" / "1", liar)
+    with spooled(tmp_path / "cache") as spool:
+        host = HostTier(1 << 20, CPU, threads)
+        bench = Bench(tmp_path, threads, spool=spool, host=host)
+        for name, right in (("liar", 2), ("victim", 1), ("liar", 2), ("victim", 1)):
+            model = await bench.load(name)
+            assert answer(model) == right
+            await bench.loader.unload(model)
+        spool.flush()
+        again = Bench(tmp_path, threads, spool=spool)
+        for name, right in (("liar", 2), ("victim", 1)):
+            model = await again.load(name)
+            assert (model.tier, answer(model)) == ("disk", right)
+        host.close()
+
+
+@pytest.mark.parametrize("chunks", [False, True])
+async def test_a_damaged_file_is_dropped_and_fetched_again(
+    tmp_path, threads, chunks
+) -> None:
     store, cache = tmp_path / "store", tmp_path / "cache"
-    tiny_models.linear(store, "m", 5)
+    tiny_models.linear(store, "m", 5, chunks=chunks)
     with spooled(cache) as spool:
         bench = Bench(store, threads, spool=spool)
         await bench.loader.unload(await bench.load("m"))
         spool.flush()
-        file = cache / bench.spec("m").weights.sha256
+        file = cache / bench.spec("m").weights.identity
         good = file.read_bytes()
         for wrong in (good[:-1] + b"!", good[:-1], b"", b"\xff" * len(good)):
             file.write_bytes(wrong)

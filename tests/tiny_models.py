@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
+from loader.digest import SMALLEST, chunked, chunks_json
+
 GRAPH = {
     "format": 1,
     "weights": [
@@ -69,8 +71,17 @@ def write(folder: Path, made: Mapping[str, bytes]) -> None:
         (folder / name).write_bytes(data)
 
 
+def by_chunks(made: Mapping[str, bytes], size: int = SMALLEST) -> dict[str, bytes]:
+    """The same model, its weights verified chunk by chunk."""
+    manifest = json.loads(made["model.json"])
+    chunks = chunked(made["model.safetensors"], size)
+    manifest["weights"]["chunks"] = chunks_json(chunks)
+    return {**made, "model.json": json.dumps(manifest).encode()}
+
+
 def linear(
     store: Path, name: str, factor: float = 1.0, version: str = "1", extra: int = 0,
-    **manifest,
+    chunks: bool = False, **manifest,
 ) -> None:  # fmt: skip
-    write(store / name / version, files(factor, extra, **manifest))
+    made = files(factor, extra, **manifest)
+    write(store / name / version, by_chunks(made) if chunks else made)
