@@ -10,6 +10,8 @@
     ├── QueueFull        too many are waiting already; come again after `retry_after`
     ├── BackingOff       the last load failed; not tried again before `retry_after`
     ├── Draining         the server is going away
+    ├── EngineLost       the engine process went while it had this request
+    ├── Poisonous        the engine process went because it had this request
     └── DeadlinePassed   the wait outlived the caller's deadline
 
 Owns: the sentences, each safe to show to a client. Must not: know gRPC or HTTP codes
@@ -65,6 +67,14 @@ class BackingOff(Refused):
 
 class Draining(Refused):
     """The server no longer accepts work."""
+
+
+class EngineLost(Refused):
+    """The engine's process was lost, and is being replaced; nothing was answered."""
+
+
+class Poisonous(Refused):
+    """The engine's process was lost twice over this very request: not a third time."""
 
 
 class DeadlinePassed(Refused):

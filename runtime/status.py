@@ -34,8 +34,10 @@ from runtime.errors import (
     BadRequest,
     DeadlinePassed,
     Draining,
+    EngineLost,
     NoRoom,
     OverQuota,
+    Poisonous,
     QueueFull,
     Refused,
     Thrashing,
@@ -71,6 +73,14 @@ class UnknownService(Exception):
     """Health was asked about a service this server does not have."""
 
 
+class FailedElsewhere(Exception):
+    """A bug of ours in another process, whose log has the cause under `incident`."""
+
+    def __init__(self, incident: str) -> None:
+        super().__init__(incident)
+        self.incident = incident
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
     """One line of the table. `retry`: seconds until trying again makes sense; None if
@@ -98,6 +108,9 @@ TABLE: Mapping[type[Exception], Row] = {
     DeviceLost: Row(Code.UNAVAILABLE, 503, retry=DeviceLost.lasts),
     BackingOff: Row(Code.UNAVAILABLE, 503, retry=1.0),
     # Another replica may answer at once; this one will not come back.
+    EngineLost: Row(Code.UNAVAILABLE, 503, retry=1.0),
+    # What gRPC has for "do not try again until somebody has mended something".
+    Poisonous: Row(Code.FAILED_PRECONDITION, 422),
     Draining: Row(Code.UNAVAILABLE, 503, retry=1.0),
     DeadlinePassed: Row(Code.DEADLINE_EXCEEDED, 504),
 }
@@ -134,7 +147,11 @@ def status_of(error: Exception) -> Status:
     """The table's answer for an error, its text fit to be sent."""
     row = next((TABLE[kind] for kind in type(error).__mro__ if kind in TABLE), None)
     if row is None:
-        incident = secrets.token_hex(8)
+        incident = (
+            error.incident
+            if isinstance(error, FailedElsewhere)
+            else secrets.token_hex(8)
+        )
         text = f"internal error, id {incident}"
         return Status(INTERNAL.code, INTERNAL.http, text, incident=incident)
     return Status(row.code, row.http, sayable(str(error)), _retry(error, row))
@@ -143,7 +160,7 @@ def status_of(error: Exception) -> Status:
 def answer_to(error: Exception, method: str) -> Status:
     """What to tell the caller of `method`; an error of ours goes to the log as well."""
     status = status_of(error)
-    if status.incident:
+    if status.incident and not isinstance(error, FailedElsewhere):
         _log.error(
             "a request failed inside",
             incident=status.incident,

@@ -3,6 +3,7 @@ import pytest
 
 from protos import open_inference_pb2_grpc
 from runtime.server import Options, start
+from tests.apart import apart
 from tests.fake_engine import FakeEngine
 
 ADDRESS = "127.0.0.1:0"
@@ -13,10 +14,20 @@ async def engine():
     return FakeEngine()
 
 
+@pytest.fixture(params=["here", "apart"])
+async def seam(request, engine):
+    """What the services hold: the engine itself, or one that asks it over a socket."""
+    if request.param == "here":
+        yield engine
+        return
+    async with apart(engine) as (remote, _):
+        yield remote
+
+
 @pytest.fixture
-async def serving(engine):
+async def serving(seam):
     async with await start(
-        engine, address=ADDRESS, options=Options(grace=2.0)
+        seam, address=ADDRESS, options=Options(grace=2.0)
     ) as serving:
         yield serving
 

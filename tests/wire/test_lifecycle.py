@@ -36,10 +36,12 @@ def health_of(channel):
 # ---- health and reflection --------------------------------------------------------
 
 
-async def test_health_follows_the_engine(channel, engine, refused):
+async def test_health_follows_the_engine(channel, engine, seam, refused):
     health = health_of(channel)
     for ready, want in ((True, SERVING), (False, NOT_SERVING), (True, SERVING)):
         engine.ready = ready
+        while seam.ready != ready:  # noqa: ASYNC110 - an engine elsewhere says so soon
+            await asyncio.sleep(0)
         for name in ("", SERVICE):
             request = health_pb2.HealthCheckRequest(service=name)
             assert (await health.Check(request)).status == want

@@ -1,4 +1,5 @@
-"""The engine in process: real store, real weights, real threads, no network."""
+"""One contract, two engines: the one in this process, and the same one asked from
+another side of a socket. Real store, real weights, real threads, no network."""
 
 import asyncio
 import contextlib
@@ -17,15 +18,36 @@ from runtime.errors import BadRequest, Draining, TooLarge
 from runtime.loading import Unservable
 from runtime.observer import NullObserver
 from tests import tiny_models
+from tests.apart import apart
 
 X = torch.ones(1, 4)
 
 
-@contextlib.asynccontextmanager
-async def engine_over(folder: Path, **settings):
-    told = {"store": str(folder), "device": "cpu", "budget": "1MiB", **settings}
-    async with composed(Settings(**told), NullObserver()) as engine:
-        yield engine
+@pytest.fixture(params=["here", "apart"], autouse=True)
+def where(request) -> str:
+    """Which of the two."""
+    return request.param
+
+
+@pytest.fixture
+def engine_over(where):
+    """`async with engine_over(folder, setting=...) as engine`."""
+
+    @contextlib.asynccontextmanager
+    async def over(folder: Path, **settings):
+        told = {"store": str(folder), "device": "cpu", "budget": "1MiB", **settings}
+        async with composed(Settings(**told), NullObserver()) as engine:
+            if where == "here":
+                yield engine
+                return
+            async with apart(engine) as (remote, answering):
+                yield remote
+                await remote.drain()
+                assert (remote.calls, remote.held) == (0, 0)
+                assert (answering.calls, answering.held) == (0, 0)
+        assert (await engine.snapshot()).held == 0
+
+    return over
 
 
 async def ask(engine, model: str, version: str = "", x=X, **more) -> float:
@@ -40,7 +62,7 @@ def store(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_cold_then_warm(store) -> None:
+async def test_cold_then_warm(store, engine_over) -> None:
     async with engine_over(store) as engine:
         cold = await engine.predict(Request("m3", {"x": X}))
         warm = await engine.predict(Request("m3", {"x": X}))
@@ -50,7 +72,7 @@ async def test_cold_then_warm(store) -> None:
     assert cold.outputs[0][1].tolist() == [[3.0] * 4]
 
 
-async def test_the_budget_holds_while_all_models_are_asked(store) -> None:
+async def test_the_budget_holds_while_all_models_are_asked(store, engine_over) -> None:
     size = rounded((store / "m1" / "1" / "model.safetensors").stat().st_size)
     async with engine_over(store, budget=str(size * 2)) as engine:
         jobs = [ask(engine, f"m{i % 5 + 1}") for i in range(100)]
@@ -59,10 +81,9 @@ async def test_the_budget_holds_while_all_models_are_asked(store) -> None:
         assert snapshot.peak_held <= snapshot.capacity == size * 2
         assert snapshot.evictions >= 1
         assert sum(snapshot.requests.values()) == 100
-    assert (await engine.snapshot()).held == 0
 
 
-async def test_requested_outputs_and_rows(store) -> None:
+async def test_requested_outputs_and_rows(store, engine_over) -> None:
     async with engine_over(store) as engine:
         answer = await engine.predict(
             Request("m2", {"x": torch.ones(5, 4)}, outputs=("y",))
@@ -74,7 +95,7 @@ async def test_requested_outputs_and_rows(store) -> None:
             await ask(engine, "m2", x=torch.ones(9, 4))
 
 
-async def test_errors_are_typed(store) -> None:
+async def test_errors_are_typed(store, engine_over) -> None:
     (store / "m1" / "1" / "model.safetensors").write_bytes(b"x" * 400)
     tiny_models.linear(store, "huge", extra=2 << 20)
     async with engine_over(store) as engine:
@@ -95,7 +116,7 @@ async def test_errors_are_typed(store) -> None:
         assert (await engine.snapshot()).held == 0
 
 
-async def test_load_and_unload(store) -> None:
+async def test_load_and_unload(store, engine_over) -> None:
     async with engine_over(store) as engine:
         await engine.load("m1")
         await engine.load("m2")
@@ -107,7 +128,7 @@ async def test_load_and_unload(store) -> None:
         assert await ask(engine, "m1") == 1.0
 
 
-async def test_statistics(store) -> None:
+async def test_statistics(store, engine_over) -> None:
     async with engine_over(store) as engine:
         for _ in range(3):
             await ask(engine, "m1")
@@ -123,7 +144,7 @@ async def test_statistics(store) -> None:
         assert (resident.name, resident.uses, resident.nbytes) == ("m1", 3, 256)
 
 
-async def test_a_new_generation_takes_over_without_a_gap(store) -> None:
+async def test_a_new_generation_takes_over_without_a_gap(store, engine_over) -> None:
     async with engine_over(store, catalog_ttl=0) as engine:
         assert await ask(engine, "m1") == 1.0
         tiny_models.linear(store, "m1", 50)
@@ -136,7 +157,7 @@ async def test_a_new_generation_takes_over_without_a_gap(store) -> None:
 
 
 async def test_a_model_overwritten_while_it_was_away_costs_nobody_an_error(
-    store,
+    store, engine_over
 ) -> None:
     """Its manifest is believed for a while; the bytes beside it are others by now."""
     async with engine_over(store, catalog_ttl=1000) as engine:
@@ -154,7 +175,9 @@ async def test_a_model_overwritten_while_it_was_away_costs_nobody_an_error(
         assert stats.fail.count == 0
 
 
-async def test_what_stays_broken_is_refused_after_one_more_look(store) -> None:
+async def test_what_stays_broken_is_refused_after_one_more_look(
+    store, engine_over
+) -> None:
     async with engine_over(store, catalog_ttl=1000) as engine:
         await engine.describe("m1")
         (store / "m1" / "1" / "model.safetensors").write_bytes(b"x" * 400)
@@ -167,7 +190,7 @@ async def test_what_stays_broken_is_refused_after_one_more_look(store) -> None:
         assert stats.fail.count == 3
 
 
-async def test_a_broken_upload_takes_no_serving_model_down(store) -> None:
+async def test_a_broken_upload_takes_no_serving_model_down(store, engine_over) -> None:
     async with engine_over(store, catalog_ttl=0) as engine:
         assert await ask(engine, "m1") == 1.0
         tiny_models.linear(store, "m1", 50)
@@ -177,7 +200,7 @@ async def test_a_broken_upload_takes_no_serving_model_down(store) -> None:
             assert await ask(engine, "m1") == 1.0
 
 
-async def test_drain_refuses_what_comes_later(store) -> None:
+async def test_drain_refuses_what_comes_later(store, engine_over) -> None:
     async with engine_over(store) as engine:
         await ask(engine, "m1")
         assert engine.ready
@@ -191,7 +214,7 @@ async def test_drain_refuses_what_comes_later(store) -> None:
         assert not await engine.servable("m2")
 
 
-async def test_a_pinned_model_survives_the_crowd(store) -> None:
+async def test_a_pinned_model_survives_the_crowd(store, engine_over) -> None:
     tiny_models.linear(store, "rock", 7, pin=True)
     size = rounded((store / "m1" / "1" / "model.safetensors").stat().st_size)
     async with engine_over(store, budget=str(size * 2)) as engine:
