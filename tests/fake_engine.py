@@ -267,7 +267,7 @@ class FakeEngine:
                     compute=spent,
                     hits=spent,
                     misses=Duration(1, 0.25),
-                    bytes_by_tier={"cuda:1": 4096, "pinned": 512, "disk": 99},
+                    bytes_by_tier={"cuda:1": 4096, "host": 512, "disk": 99},
                 )
             )
         return counted

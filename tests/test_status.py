@@ -22,8 +22,10 @@ from runtime.errors import (
     BadRequest,
     DeadlinePassed,
     Draining,
+    EngineLost,
     NoRoom,
     OverQuota,
+    Poisonous,
     QueueFull,
     Refused,
     Thrashing,
@@ -49,6 +51,8 @@ ROWS = [
     (DeviceLost("no"), Code.UNAVAILABLE, 503, 60.0),
     (BackingOff("no", retry_after=7), Code.UNAVAILABLE, 503, 7),
     (Draining("no"), Code.UNAVAILABLE, 503, 1.0),
+    (EngineLost("no"), Code.UNAVAILABLE, 503, 1.0),
+    (Poisonous("no"), Code.FAILED_PRECONDITION, 422, None),
     (DeadlinePassed("no"), Code.DEADLINE_EXCEEDED, 504, None),
 ]
 
