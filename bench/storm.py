@@ -6,8 +6,9 @@ more in the disk tier. One caller asks a Zipf stream through the whole engine, i
 process; each request is counted for the tier that served it: hit (resident), host,
 disk, store.
 
-Then interference: one resident model is asked at a fixed rate, alone and while two
-callers keep loading others. Its p99 may grow by half, no more.
+Then interference: one resident model is asked at a fixed rate, in turns alone and while
+two callers keep loading others: half a second each, so that whatever else the machine
+does falls on both alike. Its p99 may grow by half, no more.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from obstore.store import LocalStore
 from rich.progress import Progress
 
 from bench.floor_server import mlp
+from bench.interference import Disturbed, interference
 from bench.result import Figure, console, finish, parser
 from bench.traffic import Stored, example, request, zipf
 from loader.pack import export, write
@@ -42,10 +44,10 @@ EPILOG = """examples:
 
 BUDGET, HOST, DISK = 0.25, 0.15, 0.6
 TIERS = ("hit", "host", "disk", "store")
+PART_OF_STORE = {"host": 0.25, "disk": 0.6}
+"""What a start from these tiers may take of one from the store, medians."""
 WIDTHS = (512, 724, 1024, 1448, 2048, 2896, 3500)
 QUICK_WIDTHS = (150, 256, 400, 640, 1000)
-RATE_S = 0.01
-"""Between two requests for the model that must not be disturbed."""
 
 
 class Far(Store):
@@ -135,35 +137,6 @@ async def storm(plan: Plan, progress: Progress) -> dict[str, list[float]]:
     return found
 
 
-async def interference(plan: Plan, seconds: float) -> tuple[list[float], list[float]]:
-    """Seconds of a resident model's requests: alone, and among loads."""
-    hot, *others = sorted(plan.fleet, key=lambda model: model.nbytes)
-    hurry = asyncio.Event()
-
-    async def steady() -> list[float]:
-        asked, found = decode(request(hot.name)), []
-        until = time.perf_counter() + seconds
-        while time.perf_counter() < until:
-            began = time.perf_counter()
-            await engine.predict(asked)
-            found.append(time.perf_counter() - began)
-            await asyncio.sleep(RATE_S)
-        hurry.set()
-        return found
-
-    async def load_others(seed: int) -> None:
-        chance = random.Random(seed)
-        while not hurry.is_set():
-            await engine.load(chance.choice(others).name)
-
-    async with plan.engine("other-disk") as engine:
-        await engine.predict(decode(request(hot.name)))
-        alone = await steady()
-        hurry.clear()
-        among, *_ = await asyncio.gather(steady(), load_others(1), load_others(2))
-    return alone, among
-
-
 def quantile(values: Sequence[float], share: float) -> float:
     """A quantile in milliseconds; 0 of nothing."""
     ordered = sorted(values)
@@ -173,7 +146,7 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def figures(
-    found: Mapping[str, Sequence[float]], alone: Sequence[float], among: Sequence[float]
+    found: Mapping[str, Sequence[float]], disturbed: Disturbed
 ) -> dict[str, Figure]:
     """Quantiles by tier, and what the loads cost a resident model."""
     told: dict[str, Figure] = {}
@@ -181,9 +154,14 @@ def figures(
         told[f"{tier}_p50"] = Figure(quantile(values, 0.5), "ms")
         told[f"{tier}_p99"] = Figure(quantile(values, 0.99), "ms")
         told[f"{tier}_requests"] = Figure(len(values), "", None, "higher")
-    calm, loud = quantile(alone, 0.99), quantile(among, 0.99)
-    told["resident_p99_alone"] = Figure(calm, "ms")
-    told["resident_p99_among_loads"] = Figure(loud, "ms")
+    far = quantile(found["store"], 0.5) or 1.0
+    for tier, goal in PART_OF_STORE.items():
+        told[f"{tier}_to_store"] = Figure(quantile(found[tier], 0.5) / far, "x", goal)
+    for name, values in (("alone", disturbed.alone), ("among", disturbed.among)):
+        for label, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
+            told[f"resident_{name}_{label}"] = Figure(quantile(values, share), "ms")
+    calm, loud = quantile(disturbed.alone, 0.99), quantile(disturbed.among, 0.99)
+    told["loads_beside"] = Figure(disturbed.loads, "", None, "higher")
     told["interference"] = Figure(loud / calm, "x", 1.5)
     return told
 
@@ -234,7 +212,7 @@ def main() -> None:
         stream = zipf([model.name for model in fleet], 1.0, options.requests)
         plan = Plan(folder, fleet, stream, options.device)
         found = asyncio.run(storm(plan, progress))
-        alone, among = asyncio.run(interference(plan, 3.0 if options.quick else 15.0))
+        disturbed = asyncio.run(interference(plan, 6 if options.quick else 30))
     details = {
         "models": len(fleet),
         "fleet_bytes": sum(model.nbytes for model in fleet),
@@ -242,7 +220,7 @@ def main() -> None:
         "store_delay_s": Far.delay,
     }  # fmt: skip
     finish(
-        "storm", options, figures(found, alone, among), details,
+        "storm", options, figures(found, disturbed), details,
         lambda path: draw(found, path), options.device,
     )  # fmt: skip
 

@@ -169,3 +169,10 @@ async def test_loading_threads_stand_back_and_the_others_do_not(store) -> None:
         }
     ours = nice.pop("loader_0")
     assert ours > max(nice[name] for name in nice if not name.startswith("loader"))
+
+
+async def test_threads_take_short_turns_for_as_long_as_there_is_a_loader(store) -> None:
+    before = sys.getswitchinterval()
+    async with engine_over(store):
+        assert sys.getswitchinterval() == pytest.approx(0.0005)
+    assert sys.getswitchinterval() == before

@@ -1,0 +1,64 @@
+"""What loads cost a model that is resident: the second half of bench/storm.py.
+
+Owns: the measuring. Must not: judge it.
+"""
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from bench.traffic import request
+from runtime.wire import decode
+
+if TYPE_CHECKING:
+    from bench.storm import Plan
+
+RATE_S = 0.005
+"""Between two requests for the model that must not be disturbed."""
+
+TURN_S = 0.5
+CALLERS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Disturbed:
+    """Seconds of a resident model's requests, and how many loads went on beside."""
+
+    alone: list[float]
+    among: list[float]
+    loads: int
+
+
+async def interference(plan: "Plan", turns: int) -> Disturbed:
+    """A resident model's requests, in turns alone and among loads."""
+    hot, *others = sorted(plan.fleet, key=lambda model: model.nbytes)
+    chance, asked = random.Random(1), decode(request(hot.name))
+    found = Disturbed([], [], 0)
+
+    async def steady(into: list[float]) -> None:
+        until = time.perf_counter() + TURN_S
+        while time.perf_counter() < until:
+            began = time.perf_counter()
+            await engine.predict(asked)
+            into.append(time.perf_counter() - began)
+            await asyncio.sleep(RATE_S)
+
+    async def load_others(enough: asyncio.Event) -> None:
+        while not enough.is_set():
+            await engine.load(chance.choice(others).name)
+
+    async with plan.engine("other-disk") as engine:
+        await engine.predict(asked)
+        for turn in range(2 * turns):
+            if turn % 2 == 0:
+                await steady(found.alone)
+                continue
+            enough = asyncio.Event()
+            loading = [asyncio.create_task(load_others(enough)) for _ in range(CALLERS)]
+            await steady(found.among)
+            enough.set()
+            await asyncio.gather(*loading)
+        loads = (await engine.snapshot()).loads
+    return replace(found, loads=loads)
