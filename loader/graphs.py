@@ -51,11 +51,14 @@ class GraphShelf:
         return await asyncio.shield(task)
 
     async def _bring(self, spec: ModelSpec) -> Graph:
-        place = spec.graph.name
-        data = await self._from_disk(spec)
-        if data is None:
-            data = await self._from_store(spec, place)
+        data = await self.text(spec)
         return await to_its_end(self._executor, read_graph, data, self._device)
+
+    async def text(self, spec: ModelSpec) -> bytes:
+        """The graph's file, its digest checked; it is not kept in memory. Raises
+        ArtifactRefused, StoreUnreachable."""
+        data = await self._from_disk(spec)
+        return data or await self._from_store(spec, spec.graph.name)
 
     async def _from_disk(self, spec: ModelSpec) -> bytes | None:
         spool, file = self._spool, spec.graph

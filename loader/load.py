@@ -114,6 +114,10 @@ class Loader:
             if tier is not None and tier.holds(digest)
         }
 
+    async def graph_text(self, spec: ModelSpec) -> bytes:
+        """The file of a model's graph. Raises ArtifactRefused, StoreUnreachable."""
+        return await self._shelf.text(spec)
+
     async def load(self, spec: ModelSpec) -> Model:
         """The model, checked byte by byte, or one of `loader.errors`.
 

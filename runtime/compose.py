@@ -144,6 +144,13 @@ async def composed(
         engine.bytes_below = loader.bytes_below
         stack.push_async_callback(engine.drain)
         stack.callback(loader.stop_keeping)
+        if settings.compile == "auto":
+            # Imported here: it needs parts of torch that others can do without.
+            from runtime.compiling import compiling
+
+            await stack.enter_async_context(
+                compiling(settings, loader, cache, lanes, engine)
+            )
         await stack.enter_async_context(watched(settings, level, cache, engine, loader))
         await stack.enter_async_context(
             _prewarmed(settings.prewarm, engine, cache, loader)

@@ -214,6 +214,26 @@ class Settings(BaseSettings):
         description="Run requests that wait for one model as one call, up to the "
         "model's max_batch_size. Default: on.",
     )
+    compile: Literal["off", "auto"] = Field(
+        "off",
+        title="MODE",
+        description="auto: compile the graphs that cost most, one at a time, in a "
+        "process of its own behind the requests; each serves all models of its graph, "
+        "once its answers agree. Needs a C++ compiler and --device cpu. Default: off.",
+    )
+    compile_after: Seconds = Field(
+        10.0,
+        title="SECONDS",
+        description="What a graph must have cost, in seconds of forward passes, before "
+        "it is compiled (which takes about 30 seconds of a core). Default: 10.",
+    )
+    compile_cache: str = Field(
+        "",
+        title="DIR",
+        description="Folder that keeps compiled graphs over a restart. It holds "
+        "machine code that the server runs: it must be its own user's, with mode 700. "
+        "Empty: kept for the life of the process. Default: empty.",
+    )
     max_graphs: int = Field(
         256,
         ge=1,

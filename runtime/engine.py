@@ -28,6 +28,10 @@ State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 """The Open Inference Protocol's repository states."""
 
 
+CodeState = Literal["eager", "compiling", "compiled", "refused", "retired"]
+"""How a graph is run: "refused" and "retired" ones run eagerly, for good."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One predict. `version` empty: the latest. `outputs` empty: all of them.
@@ -111,6 +115,8 @@ class Resident:
     reason: str = ""
     below: Mapping[str, int] = field(default_factory=dict)
     """Its bytes in the tiers below the device: {"host": 1048576}."""
+    code: str = ""
+    """How its graph is run, if somebody tried to compile it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,24 @@ class Kept:
     name: str
     version: str
     below: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledGraph:
+    """One graph that was compiled, or why it was not (--compile).
+
+    `speedup`: eager's time by the code's, in its trial. `seconds`: what that took.
+    `calls`: answered by the code, about. `declined`: run eagerly all the same.
+    """
+
+    digest: str
+    state: CodeState
+    reason: str
+    speedup: float
+    cached: bool
+    seconds: float
+    calls: int
+    declined: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +178,8 @@ class Snapshot:
     """Requests told to come again later, to break a spiral."""
     kept: Sequence[Kept] = field(default_factory=list)
     """Who is one tier away; some of them, where there are very many."""
+    compiled: Sequence[CompiledGraph] = field(default_factory=list)
+    """Graphs that were compiled, or could not be."""
 
 
 class Engine(Protocol):

@@ -8,6 +8,7 @@ decide what leaves (the cache's and the policy's business).
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 import torch
@@ -27,6 +28,9 @@ from runtime.explanation import Explanation
 from runtime.observer import Observer
 from runtime.snapshot import STATES, look
 from runtime.statistics import Statistics, Tally
+
+if TYPE_CHECKING:  # imported where it is made: only who compiles needs a compiler
+    from runtime.compiler import Compiler
 
 log = structlog.get_logger()
 
@@ -61,6 +65,8 @@ class LocalEngine:
         self.tiers: Callable[[], Tiers] = Tiers
         self.bytes_below: Callable[[ModelSpec], Mapping[str, int]] = lambda spec: {}
         """What the loader tells of the tiers (loader/load.py)."""
+        self.compiler: Compiler | None = None
+        """Where graphs are compiled; None: all run eagerly."""
         self.ready = True
 
     async def predict(self, request: Request, again: bool = False) -> Answer:
@@ -198,6 +204,8 @@ class LocalEngine:
             tiers=self.tiers(),
             met=self._catalog.specs(),
             below=self.bytes_below,
+            compiled=[] if self.compiler is None else self.compiler.status(),
+            note=lambda spec: "" if self.compiler is None else self.compiler.note(spec),
         )
 
     async def explain(self, model: str, version: str = "") -> Explanation:
@@ -245,6 +253,8 @@ class LocalEngine:
             self._observer.queued(spec.name, job.waited)
         tally.compute.add(seconds)
         self._observer.computed(spec.name, seconds, rows, len(batch))
+        if self.compiler is not None:
+            self.compiler.ran(model, seconds)
 
     async def _outdated(self, spec: ModelSpec, error: Exception) -> bool:
         """True if the store was written to after its manifest was read: what did not

@@ -31,6 +31,7 @@ from prometheus_client.metrics_core import (
 from runtime.counts import Counts
 from runtime.engine import Engine, Snapshot
 from runtime.histogram import OTHER, Histogram, Words
+from runtime.metrics_compile import compile_metrics
 from runtime.metrics_tiers import tier_metrics
 
 T = TypeVar("T", bound=str)
@@ -69,6 +70,7 @@ class Metrics:
         yield from self._comings_and_goings()
         yield from _now(snapshot)
         yield from tier_metrics(snapshot.tiers)
+        yield from compile_metrics(snapshot.compiled)
         yield from self._by_model(snapshot)
         yield from self._process.collect()
 

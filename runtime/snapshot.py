@@ -4,12 +4,12 @@ Owns: the translation of residencies into the seam's vocabulary. Must not: chang
 anything.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from loader.manifest import ModelSpec
 from loader.tier import Tiers
 from runtime.cache import ModelCache
-from runtime.engine import Kept, Resident, Snapshot, State, Temperature
+from runtime.engine import CompiledGraph, Kept, Resident, Snapshot, State, Temperature
 from runtime.residency import M, Residency, Stage
 
 STATES: Mapping[Stage, State] = {
@@ -39,6 +39,8 @@ def look(
     tiers: Tiers,
     met: Iterable[ModelSpec] = (),
     below: Below = lambda spec: {},
+    compiled: Sequence[CompiledGraph] = (),
+    note: Callable[[ModelSpec], str] = lambda spec: "",
 ) -> Snapshot:
     """The cache as it is now. `met`: the models known; `below`: the bytes of one in
     the tiers below the device."""
@@ -62,8 +64,9 @@ def look(
         spiral=cache.spiral.turning,
         relapses=cache.spiral.relapses,
         deferred=cache.spiral.deferred,
+        compiled=compiled,
         residents=[
-            _resident(life, cache.ledger.size(key), device, now, below)
+            _resident(life, cache.ledger.size(key), device, now, below, note)
             for key, life in cache.residencies.items()
         ],
         kept=list(_kept(cache, met, below)) if tiers.below else [],
@@ -82,7 +85,12 @@ def _kept(
 
 
 def _resident(
-    life: Residency[M], nbytes: int, device: str, now: float, below: Below
+    life: Residency[M],
+    nbytes: int,
+    device: str,
+    now: float,
+    below: Below,
+    note: Callable[[ModelSpec], str],
 ) -> Resident:
     return Resident(
         name=life.spec.name,
@@ -95,4 +103,5 @@ def _resident(
         idle_s=max(0.0, now - life.last_use) if life.uses else now - life.since,
         pinned=life.spec.pin,
         below=below(life.spec),
+        code=note(life.spec),
     )

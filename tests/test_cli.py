@@ -25,6 +25,7 @@ from loader.tier import Tier, Tiers
 from runtime import cli
 from runtime.commands import Failed
 from runtime.commands.arrays import DTYPES, from_bytes, to_bytes
+from runtime.commands.ls import Row, _of_resident, joined, table
 from runtime.commands.picture import Sort, frame, rates
 from runtime.commands.units import age, share, size
 from runtime.config import Settings
@@ -754,3 +755,13 @@ def test_explain_says_what_the_server_says_of_a_model_it_does_not_know(run, serv
     code, _, err = run("explain", "nobody", "--url", server[1])
     assert code == 1
     assert "nobody" in err
+
+
+def test_ls_says_how_a_graph_is_run():
+    told = Resident(
+        "m", "1", "READY", 1, "cpu", 0, 0, 0.0, True, code="refused: not faster"
+    )
+    (row,) = joined([Row("m", "1", 1, note="pinned")], [_of_resident(told)])
+    assert (row.note, row.code) == ("pinned", "refused: not faster")
+    cells = list(table([row], filed=True).columns[-1].cells)
+    assert [str(cell) for cell in cells] == ["pinned, refused: not faster"]

@@ -585,7 +585,10 @@ CODE_FROM_DATA = {
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.parts[-2:]))
 def test_no_source_makes_code_from_data(path: Path) -> None:
-    packer = path.parent.name == "loader" and path.name.startswith("pack")
+    # Neither is imported by a server: the one packs, the other compiles, apart.
+    exports = path.parent.name == "loader" and (
+        path.name.startswith("pack") or path.name == "compile_graph.py"
+    )
     for node in ast.walk(ast.parse(path.read_text())):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -603,7 +606,15 @@ def test_no_source_makes_code_from_data(path: Path) -> None:
                 "torch.load",
                 "torch.jit.load",
             }
-            assert packer or not name.startswith("torch.export")
+            assert exports or not name.startswith("torch.export")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: "/".join(path.parts[-2:]))
+def test_only_the_worker_compiles(path: Path) -> None:
+    if not path.name.startswith("compile_"):
+        assert "import compile_graph" not in path.read_text()
+        assert "loader.compile_graph import" not in path.read_text()
+    assert "compile_worker import" not in path.read_text()
 
 
 def test_the_hot_path_takes_what_was_compiled_and_the_eager_graph_stays():

@@ -51,6 +51,8 @@ class Row:
     state: str = ""
     tiers: Mapping[str, int] = field(default_factory=dict)
     note: str = ""
+    code: str = ""
+    """How a server runs its graph, if it tried to compile it."""
 
 
 def ls(
@@ -154,7 +156,7 @@ def joined(rows: Iterable[Row], held: Iterable[Row]) -> list[Row]:
     """Rows of a store, each with the state that a server has it in."""
     known = {(row.name, row.version): row for row in held}
     return [
-        replace(row, state=there.state, tiers=there.tiers)
+        replace(row, state=there.state, tiers=there.tiers, code=there.code)
         if (there := known.get((row.name, row.version)))
         else replace(row, state="-")
         for row in rows
@@ -177,6 +179,7 @@ def _of_resident(resident: Resident) -> Row:
         resident.state,
         {resident.tier: resident.nbytes, **resident.below},
         _note(resident.pinned) or resident.reason,
+        resident.code,
     )
 
 
@@ -206,7 +209,8 @@ def table(rows: Sequence[Row], filed: bool) -> Table:
         if states:
             cells.append(Text(one_line(row.state)))
         cells += [Text(size(row.tiers[t]) if t in row.tiers else "-") for t in tiers]
-        made.add_row(*cells, Text(one_line(row.note)))
+        said = ", ".join(filter(None, (row.note, row.code)))
+        made.add_row(*cells, Text(one_line(said)))
     made.caption = _sums(rows, filed, tiers)
     made.caption_justify = "left"
     return made
