@@ -1,23 +1,52 @@
+"""The wire, end to end: real servers, real sockets on 127.0.0.1.
+
+Every test runs over both front ends: grpc.aio in this process, its engine here or asked
+over a socket, and Envoy in a process of its own with the same fake engine in it. `begin(engine, options)` serves.
+"""
+
 import grpc
 import pytest
 
 from protos import open_inference_pb2_grpc
 from runtime.server import Options, start
+from tests import envoy_process
 from tests.apart import apart
 from tests.fake_engine import FakeEngine
+from tests.server_process import FRONTENDS, skip_without
 
 ADDRESS = "127.0.0.1:0"
+APART = "grpcio, apart"
+"""grpc.aio over an engine that is asked over a socket (runtime/link)."""
+
+
+@pytest.fixture(params=[*FRONTENDS, APART])
+def frontend(request):
+    skip_without(request.param)
+    return request.param
+
+
+@pytest.fixture(scope="package")
+def envoys(tmp_path_factory):
+    envoys = envoy_process.Envoys(tmp_path_factory.mktemp("envoys"))
+    yield envoys
+    envoys.end()
 
 
 @pytest.fixture
-async def engine():
-    return FakeEngine()
+async def engine(frontend, request):
+    if frontend != "envoy":
+        yield FakeEngine()
+        return
+    envoys = request.getfixturevalue("envoys")
+    envoy = envoys.take()
+    yield envoy_process.RemoteEngine(envoy)
+    envoys.give_back(envoy)
 
 
-@pytest.fixture(params=["here", "apart"])
-async def seam(request, engine):
+@pytest.fixture
+async def seam(frontend, engine):
     """What the services hold: the engine itself, or one that asks it over a socket."""
-    if request.param == "here":
+    if frontend != APART:
         yield engine
         return
     async with apart(engine) as (remote, _):
@@ -25,10 +54,29 @@ async def seam(request, engine):
 
 
 @pytest.fixture
-async def serving(seam):
-    async with await start(
-        seam, address=ADDRESS, options=Options(grace=2.0)
-    ) as serving:
+async def begin(frontend):
+    """Serve an engine; what comes back is entered, and has `ends`."""
+
+    async def serve(engine, options=None):
+        options = options or Options()
+        if frontend == "envoy":
+            return envoy_process.begin(engine, options)
+        ends = []
+        serving = await start(
+            engine,
+            address=ADDRESS,
+            options=options,
+            on_end=lambda *end: ends.append(end),
+        )
+        serving.ends = ends
+        return serving
+
+    return serve
+
+
+@pytest.fixture
+async def serving(begin, seam):
+    async with await begin(seam, Options(grace=2.0)) as serving:
         yield serving
 
 

@@ -20,6 +20,7 @@ from tests.wire.conftest import ADDRESS
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+GRPCIO = pytest.mark.parametrize("frontend", ["grpcio"], indirect=True)
 SERVICE = "inference.GRPCInferenceService"
 
 
@@ -93,10 +94,9 @@ async def test_reflection_lists_the_services_and_knows_their_messages(channel):
     assert b"ModelStreamInfer" in file
 
 
-async def test_reflection_can_be_off(engine):
-    options = Options(reflection=False)
+async def test_reflection_can_be_off(begin, engine):
     async with (
-        await start(engine, address=ADDRESS, options=options) as serving,
+        await begin(engine, Options(reflection=False)) as serving,
         grpc.aio.insecure_channel(serving.address) as channel,
     ):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -148,21 +148,18 @@ async def test_a_lost_connection_cancels_its_calls(serving, engine):
     assert await call is grpc.StatusCode.CANCELLED
 
 
-async def test_who_asks_is_told_how_each_call_ended(engine):
-    ends = []
+async def test_who_asks_is_told_how_each_call_ended(begin, engine):
     method = f"/{SERVICE}/ModelInfer"
     async with (
-        await start(
-            engine, address=ADDRESS, on_end=lambda *end: ends.append(end)
-        ) as serving,
+        await begin(engine) as serving,
         grpc.aio.insecure_channel(serving.address) as channel,
     ):
         stub = open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         await stub.ModelInfer(predict())
-        assert ends == [(method, Code.OK)]
+        assert serving.ends == [(method, Code.OK)]
         engine.errors["linear"] = ValueError()
         await stub.ModelInfer(predict()).code()
-        assert ends[1:] == [(method, Code.INTERNAL)]
+        assert serving.ends[1:] == [(method, Code.INTERNAL)]
         engine.errors.clear()
         engine.hold.clear()
         call = stub.ModelInfer(predict())
@@ -170,18 +167,21 @@ async def test_who_asks_is_told_how_each_call_ended(engine):
         await engine.until(lambda: engine.entered == 3)
         call.cancel()
         await waiting
-        await engine.until(lambda: engine.cancelled == 1)
-    assert ends[2:] == [(method, Code.CANCELLED)]
+        await engine.until(lambda: len(serving.ends) == 3)
+        assert engine.cancelled == 1
+        assert serving.ends[2:] == [(method, Code.CANCELLED)]
 
 
 # ---- listening and stopping -------------------------------------------------------
 
 
+@GRPCIO
 async def test_a_taken_port_is_an_error_with_a_reason(serving):
     with pytest.raises(CannotListen, match=r"cannot listen on 127\.0\.0\.1:\d+"):
         await start(FakeEngine(), address=f"127.0.0.1:{serving.port}")
 
 
+@GRPCIO
 async def test_a_port_may_be_shared_on_purpose(engine):
     options = Options(reuse_port=True)
     async with await start(engine, address=ADDRESS, options=options) as first:
@@ -190,6 +190,7 @@ async def test_a_port_may_be_shared_on_purpose(engine):
             assert second.port == first.port
 
 
+@GRPCIO
 async def test_a_unix_socket_serves(engine, tmp_path):
     address = f"unix:{tmp_path}/hotset.sock"
     async with (
@@ -248,6 +249,7 @@ async def test_stopping_twice_is_stopping_once(serving, engine):
     assert engine.drained
 
 
+@GRPCIO
 @pytest.mark.parametrize(
     ("number", "final"),
     [

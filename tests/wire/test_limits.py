@@ -1,6 +1,7 @@
 """What a hostile or careless client sends: everything ends typed, the server lives."""
 
 import asyncio
+import contextlib
 import random
 import struct
 
@@ -9,8 +10,7 @@ import pytest
 
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
-from runtime.server import Options, start
-from tests.wire.conftest import ADDRESS
+from runtime.limits import Options
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 MIB = 1 << 20
@@ -28,11 +28,11 @@ async def assert_serves(stub):
 
 
 @pytest.fixture
-async def small(engine):
+async def small(begin, engine):
     """A stub of a server that takes a mebibyte at most."""
     options = Options(max_message_bytes=MIB)
     async with (
-        await start(engine, address=ADDRESS, options=options) as serving,
+        await begin(engine, options) as serving,
         grpc.aio.insecure_channel(serving.address) as channel,
     ):
         yield open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -168,10 +168,12 @@ async def hang_up(port, sent):
         writer.close()
 
 
-async def test_a_flood_of_pings_is_sent_away(serving, stub):
+async def test_a_flood_of_pings_harms_nobody(serving, stub, frontend):
+    """grpc sends who pings without end away; Envoy answers, as long as the answers are
+    read, and hangs up when 1,000 of them wait."""
     pings = b"".join(frame(6, 0, 0, struct.pack(">Q", i)) for i in range(3000))
     back = await hang_up(serving.port, PREFACE + frame(4, 0, 0, b"") + pings)
-    assert b"too_many_pings" in back
+    assert (b"too_many_pings" in back) == (frontend != "envoy")
     await assert_serves(stub)
 
 
@@ -181,7 +183,8 @@ async def test_streams_opened_and_reset_leave_nothing(serving, stub, engine):
     for number in range(2000):
         stream = 2 * number + 1
         writer.write(headers(stream) + frame(3, 0, stream, struct.pack(">I", 8)))
-    await writer.drain()
+    with contextlib.suppress(ConnectionError):  # Envoy hangs up after 500
+        await writer.drain()
     await assert_serves(stub)
     writer.close()
     assert engine.entered == 1  # the probe

@@ -1,0 +1,118 @@
+"""A fake engine inside a real Envoy, steered from the test's process over a socket.
+
+Owns: what runs in Envoy; its other side is tests/envoy_process.py. Each `begin` makes a
+new engine and a new Serving in the same Envoy, which takes seconds to start.
+"""
+
+import asyncio
+import io
+import os
+import pickle
+from pathlib import Path
+
+from runtime.counts import Counts
+from runtime.envoy.run import taken_over
+from runtime.envoy.serving import Serving
+from runtime.envoy.stage import Stage, Staged
+from runtime.limits import Options
+from runtime.metrics import Metrics
+from runtime.rest import ServerInfo, application
+from tests.fake_engine import FakeEngine
+
+SOCKET = "HOTSET_TEST_CONTROL"
+
+
+def rebuilt(kind, args, state):
+    error = kind.__new__(kind)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class Pickler(pickle.Pickler):
+    """Errors as they are, without calling what made them."""
+
+    def reducer_override(self, value):
+        if isinstance(value, BaseException):
+            return rebuilt, (type(value), value.args, value.__dict__)
+        return NotImplemented
+
+
+def pickled(value) -> bytes:
+    file = io.BytesIO()
+    Pickler(file).dump(value)
+    return file.getvalue()
+
+
+class Theatre:
+    """What the test may ask for, by name."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._serving: Serving | None = None
+        self.engine = FakeEngine()
+        self.ends: list = []
+
+    async def __call__(self, scope, receive, send) -> None:
+        await self._serving.app(scope, receive, send)
+
+    async def begin(self, options: Options) -> None:
+        self.engine, self.ends = FakeEngine(), []
+        rest = application(
+            self.engine, Metrics(Counts(10), "0"), ServerInfo("hotset", "0")
+        )
+        self._serving = Serving(
+            self.engine,
+            rest,
+            self._stage.admin,
+            options,
+            lambda *end: self.ends.append(end),
+        )
+
+    async def finish(self) -> int:
+        """Cut what the test has left behind; how much that was."""
+        left = len(self._serving.app.vigil.open)
+        self._serving.app.vigil.cut()
+        return left
+
+    async def stop(self, grace: float | None) -> dict:
+        await self._serving.stop(grace)
+        engine = self.engine
+        return {name: getattr(engine, name) for name in ("drained", "cancelled")}
+
+    async def quit(self) -> None:
+        self._stage.told.set()
+
+    async def get(self, name: str):
+        return getattr(self.engine, name)
+
+    async def put(self, name: str, value) -> None:
+        setattr(self.engine, name, value)
+
+    async def hold(self, free: bool) -> None:
+        (self.engine.hold.set if free else self.engine.hold.clear)()
+
+    async def told(self) -> list:
+        return self.ends
+
+
+async def program(stage: Stage) -> int:
+    theatre = Theatre(stage)
+
+    async def answer(reader, writer) -> None:
+        name, args = pickle.loads(await reader.read())
+        writer.write(pickled(await getattr(theatre, name)(*args)))
+        await writer.drain()
+        writer.close()
+
+    await theatre.begin(Options())
+    stage.open(theatre)
+    addresses = await stage.admin.listening()
+    async with await asyncio.start_unix_server(answer, os.environ[SOCKET]):
+        told = Path(os.environ[SOCKET] + ".address")
+        told.write_text(addresses[0])  # noqa: ASYNC240 - a dozen bytes
+        await stage.told.wait()
+    return 0
+
+
+app = Staged(taken_over, program)
