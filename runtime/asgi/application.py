@@ -41,8 +41,14 @@ class Application:
         if method is not None and scope["method"] == "POST":
             return method(scope, receive, send)
         if _is_grpc(scope):
-            return refuse(_UNKNOWN, send)
+            return _unknown(receive, send)
         return self._rest(scope, receive, send)
+
+
+async def _unknown(receive: Receive, send: Send) -> None:
+    """A client whose first message fails to go out reports that, and not the answer."""
+    await receive()
+    await refuse(_UNKNOWN, send)
 
 
 def _is_grpc(scope: Message) -> bool:
