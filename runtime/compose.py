@@ -62,7 +62,7 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
         engine = await stack.enter_async_context(
             composed(settings, counts, lost.set, store)
         )
-        app = application(engine, metrics, info)
+        app = application(engine, metrics, info, settings.max_message)
         http_port = await stack.enter_async_context(
             listening(app, settings.host, settings.http_port)
         )

@@ -1,6 +1,7 @@
-"""HTTP: health, metrics, the status report.
+"""HTTP: health, metrics, the status report, inference.
 
     GET /v2  /v2/health/live  /v2/health/ready      Open Inference Protocol
+    GET, POST /v2/models/...                        the same (runtime/rest_models.py)
     GET /metrics                                    Prometheus or OpenMetrics
     GET /hotset/status                              what `hotset top` shows
     GET /hotset/explain/MODEL[?version=V]           what `hotset explain` shows
@@ -16,6 +17,7 @@ cache. What takes milliseconds (a metrics page) is made in a thread.
 
 import asyncio
 import contextlib
+import math
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,8 +32,12 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from runtime import explanation
+from runtime.asgi.vigil import Vigil
 from runtime.engine import Engine
+from runtime.failures import forget_frames
+from runtime.limits import MAX_MESSAGE_BYTES
 from runtime.report import About, Report, encode
+from runtime.rest_models import Models
 from runtime.status import answer_to
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -44,9 +50,9 @@ HEAD_S = 10.0
 """Within which a request's head must be whole, from its first byte (or from the
 connection, for the first one)."""
 LARGEST_HEAD = 16 * 1024
-"""Bytes of a request line with its headers. No route here reads a body."""
-CONCURRENT = 512
-"""Connections at a time; more are told 503. Probes and scrapers are few."""
+"""Bytes of a request line with its headers."""
+CONCURRENT = 4096
+"""Connections at a time; more are told 503."""
 LAST_WORDS_S = 1
 """Given to answers that are being written when serving ends."""
 
@@ -57,7 +63,7 @@ class ServerInfo:
 
     name: str
     version: str
-    extensions: Sequence[str] = ()
+    extensions: Sequence[str] = ("binary_tensor_data",)
 
 
 class Exposition(Protocol):
@@ -72,8 +78,14 @@ class CannotListen(Exception):
     """The address is taken, or is not ours to take."""
 
 
-def application(engine: Engine, metrics: Exposition, info: ServerInfo) -> Starlette:
-    """The routes over an engine."""
+def application(
+    engine: Engine,
+    metrics: Exposition,
+    info: ServerInfo,
+    limit: int = MAX_MESSAGE_BYTES,
+    vigil: Vigil | None = None,
+) -> Starlette:
+    """The routes over an engine. `limit`: bytes of a body; `vigil` sees predicts."""
 
     async def alive(_: Request) -> Response:
         return JSONResponse({"status": "alive"})
@@ -114,16 +126,20 @@ def application(engine: Engine, metrics: Exposition, info: ServerInfo) -> Starle
         )
 
     routes = {
-        "/": alive,
-        "/v2": server,
-        "/v2/health/live": live,
-        "/v2/health/ready": ready,
-        "/metrics": exposition,
-        "/hotset/status": status,
-        "/hotset/explain/{model}": explain,
+        ("GET", "/"): alive,
+        ("GET", "/v2"): server,
+        ("GET", "/v2/health/live"): live,
+        ("GET", "/v2/health/ready"): ready,
+        ("GET", "/metrics"): exposition,
+        ("GET", "/hotset/status"): status,
+        ("GET", "/hotset/explain/{model}"): explain,
+        **Models(engine, vigil or Vigil(), limit).routes(),
     }
     app = Starlette(
-        routes=[Route(path, _answering(function)) for path, function in routes.items()],
+        routes=[
+            Route(path, _answering(function), methods=[method])
+            for (method, path), function in routes.items()
+        ],
         exception_handlers={HTTPException: _refusal},
     )
     # A redirect would repeat the Host header, which is whatever the caller says.
@@ -145,9 +161,15 @@ def _answering(function: Endpoint) -> Endpoint:
     async def answer(request: Request) -> Response:
         try:
             return await function(request)
+        except HTTPException:
+            raise
         except Exception as error:  # noqa: BLE001 - nothing may leave as a stack trace
-            status = answer_to(error, f"GET {request.url.path}")
-            return JSONResponse({"error": status.text}, status.http)
+            status = answer_to(error, f"{request.method} {request.url.path}")
+            forget_frames(error)
+            headers = {}
+            if status.retry is not None:
+                headers["retry-after"] = str(math.ceil(status.retry))
+            return JSONResponse({"error": status.text}, status.http, headers=headers)
 
     return answer
 

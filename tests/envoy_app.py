@@ -10,6 +10,7 @@ import os
 import pickle
 from pathlib import Path
 
+from runtime.asgi.vigil import Vigil
 from runtime.counts import Counts
 from runtime.envoy.run import taken_over
 from runtime.envoy.serving import Serving
@@ -58,12 +59,18 @@ class Theatre:
 
     async def begin(self, options: Options) -> None:
         self.engine, self.ends = FakeEngine(), []
+        vigil = self.vigil = Vigil()
         rest = application(
-            self.engine, Metrics(Counts(10), "0"), ServerInfo("hotset", "0")
+            self.engine,
+            Metrics(Counts(10), "0"),
+            ServerInfo("hotset", "0"),
+            options.max_message_bytes,
+            vigil,
         )
         self._serving = Serving(
             self.engine,
             rest,
+            vigil,
             self._stage.admin,
             options,
             lambda *end: self.ends.append(end),
@@ -71,8 +78,8 @@ class Theatre:
 
     async def finish(self) -> int:
         """Cut what the test has left behind; how much that was."""
-        left = len(self._serving.app.vigil.open)
-        self._serving.app.vigil.cut()
+        left = len(self.vigil.open)
+        self.vigil.cut()
         return left
 
     async def stop(self, grace: float | None) -> dict:

@@ -23,17 +23,17 @@ class Application:
         self,
         services: Sequence[Service],
         rest: Asgi,
+        vigil: Vigil,
         limit: int,
         on_end: OnEnd = lambda method, code: None,
     ) -> None:
-        self.vigil = Vigil()
         self._rest = rest
         self._methods: dict[str, Asgi] = {}
         for service in services:
             for method in service.methods:
                 path = f"/{service.name}/{method.name}"
                 kind = Streaming if method.gives_stream else Unary
-                self._methods[path] = kind(path, method, limit, self.vigil, on_end)
+                self._methods[path] = kind(path, method, limit, vigil, on_end)
 
     def __call__(self, scope: Message, receive: Receive, send: Send) -> Awaitable[None]:
         """A plain function: the method's own coroutine is the one that is run."""

@@ -13,6 +13,7 @@ import structlog
 
 from loader.store import Store
 from runtime import compose, logs, sources
+from runtime.asgi.vigil import Vigil
 from runtime.commands import Failed
 from runtime.config import Settings
 from runtime.counts import Counts
@@ -53,8 +54,9 @@ async def _serve(stage: Stage) -> int:
     release = version("hotset")
     metrics, info = Metrics(counts, release), ServerInfo(settings.server_name, release)
     async with compose.composed(settings, counts, lost.set) as engine:
-        rest = application(engine, metrics, info)
-        serving = Serving(engine, rest, stage.admin, options_of(settings))
+        vigil = Vigil()
+        rest = application(engine, metrics, info, settings.max_message, vigil)
+        serving = Serving(engine, rest, vigil, stage.admin, options_of(settings))
         stage.open(serving.app)
         addresses = await stage.admin.listening()
         store = Store.open(settings.store)

@@ -11,6 +11,7 @@ import structlog
 from runtime.asgi.application import Application
 from runtime.asgi.telling import OnEnd
 from runtime.asgi.types import Asgi
+from runtime.asgi.vigil import Vigil
 from runtime.engine import Engine
 from runtime.envoy.admin import Admin
 from runtime.limits import LAST_WORDS_S, QUIET_S, Options
@@ -26,6 +27,7 @@ class Serving:
         self,
         engine: Engine,
         rest: Asgi,
+        vigil: Vigil,
         admin: Admin,
         options: Options,
         on_end: OnEnd = lambda method, code: None,
@@ -36,7 +38,8 @@ class Serving:
         services = services_of(engine, options)
         self._health = services.health
         limit = options.max_message_bytes
-        self.app = Application(services.all, rest, limit, on_end)
+        self.app = Application(services.all, rest, vigil, limit, on_end)
+        self._vigil = vigil
 
     async def stop(self, grace: float | None = None) -> None:
         """Stop serving; returns when no call is running and the engine is empty."""
@@ -53,10 +56,10 @@ class Serving:
         await asyncio.wait({drain}, timeout=seconds)
         if not drain.done():
             _log.warning("the grace is over, running calls are cut")
-            self.app.vigil.cut()
+            self._vigil.cut()
         await self._quiet()
         # Idle streams may be open for ever.
-        self.app.vigil.cut()
+        self._vigil.cut()
         await asyncio.wait({drain}, timeout=LAST_WORDS_S)
         if not drain.done():
             _log.error("the engine did not drain, leaving all the same")
@@ -67,7 +70,7 @@ class Serving:
     async def _quiet(self) -> None:
         """Refuse on until nobody calls any more, or LAST_WORDS_S have passed."""
         for _ in range(int(LAST_WORDS_S / QUIET_S)):
-            before = self.app.vigil.calls
+            before = self._vigil.calls
             await asyncio.sleep(QUIET_S)
-            if self.app.vigil.calls == before:
+            if self._vigil.calls == before:
                 return
