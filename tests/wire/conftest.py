@@ -1,7 +1,8 @@
 """The wire, end to end: real servers, real sockets on 127.0.0.1.
 
 Every test runs over both front ends: grpc.aio in this process, its engine here or asked
-over a socket, and Envoy in a process of its own with the same fake engine in it. `begin(engine, options)` serves.
+over a socket, and Envoy in a process of its own with the same fake engine in it.
+`begin(engine, options)` serves.
 """
 
 import grpc

@@ -26,15 +26,15 @@ def options():
 
 
 @pytest.fixture
-async def http(frontend, begin, engine, options):
+async def http(frontend, begin, seam, options):
     """A client of the server that serves `engine`."""
     if frontend == "envoy":
-        serving = await begin(engine, options)
+        serving = await begin(seam, options)
         async with httpx.AsyncClient(base_url=f"http://{serving.address}") as client:
             yield client
         return
     app = application(
-        engine, Metrics(Counts(1), "1"), ServerInfo("h", "1"), options.max_message_bytes
+        seam, Metrics(Counts(1), "1"), ServerInfo("h", "1"), options.max_message_bytes
     )
     async with (
         listening(app, "127.0.0.1", 0) as port,
