@@ -23,7 +23,7 @@ from eviction.policy import Policy
 from loader.load import Loader
 from loader.model import Model
 from loader.store import Store
-from runtime import access_log, journal
+from runtime import access_log, collector, journal
 from runtime.batch import Batcher
 from runtime.cache import Bounds, ModelCache
 from runtime.catalog import Catalog
@@ -85,6 +85,16 @@ async def announced(
     engine: Engine, store: Store, grpc: str, http: str
 ) -> AsyncIterator[None]:
     """Say that we serve, where and what; how the store looks is said behind it."""
+    with collector.settled():
+        await _announce(engine, grpc, http)
+        census = asyncio.create_task(tell(store))
+        try:
+            yield
+        finally:
+            await _ended(census)
+
+
+async def _announce(engine: Engine, grpc: str, http: str) -> None:
     snapshot = await engine.snapshot()
     log.info(
         "serving",
@@ -96,11 +106,6 @@ async def announced(
     )
     if snapshot.capacity < SMALL:
         log.warning("hardly any model fits", capacity=snapshot.capacity)
-    census = asyncio.create_task(tell(store))
-    try:
-        yield
-    finally:
-        await _ended(census)
 
 
 async def grpc_of(engine: Engine, settings: Settings) -> Serving:
