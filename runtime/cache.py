@@ -31,12 +31,13 @@ from eviction.policy import Policy
 from eviction.spiral import Spiral
 from loader.errors import DeviceFull
 from loader.manifest import ModelSpec
+from loader.turns import ERRAND, Errand, Turns
 from runtime.alarm import Alarm
 from runtime.bounds import Bounds as Bounds
 from runtime.chronicle import Chronicle
 from runtime.decisions import NO_VERDICT, Verdict
 from runtime.door import Door
-from runtime.errors import BackingOff, Draining
+from runtime.errors import BackingOff, Draining, NoRoom
 from runtime.failures import Failures
 from runtime.lease import Lease
 from runtime.observer import Observer
@@ -80,6 +81,7 @@ class ModelCache(Generic[M]):
         )
         self.door = Door(ledger, self.bounds.concurrent_loads)
         self.door.barred = self.room.barred
+        self.turns = Turns()
         self._alarm = Alarm(self._reconsider)
         self._tasks: set[asyncio.Task[None]] = set()
         self.waiting = 0
@@ -88,9 +90,12 @@ class ModelCache(Generic[M]):
 
     # -- leases ---------------------------------------------------------------------
 
-    def lease(self, spec: ModelSpec, deadline: float | None = None) -> Lease[M]:
-        """`async with cache.lease(spec) as model`; `deadline` on the loop's clock."""
-        return Lease(self, spec, deadline)
+    def lease(
+        self, spec: ModelSpec, deadline: float | None = None, urgent: bool = True
+    ) -> Lease[M]:
+        """`async with cache.lease(spec) as model`; `deadline` on the loop's clock. Not
+        `urgent`: no request waits for it."""
+        return Lease(self, spec, deadline, urgent)
 
     def find(self, key: str) -> Residency[M] | None:
         """The residency a lease may join; raises what is remembered of a failure."""
@@ -109,7 +114,7 @@ class ModelCache(Generic[M]):
         life = self.residencies.get(key)
         return life is not None and life.stage is Stage.READY and not life.leases
 
-    def begin(self, spec: ModelSpec) -> Residency[M]:
+    def begin(self, spec: ModelSpec, urgent: bool = True) -> Residency[M]:
         """Start a life. Refused at once if it could never fit: nothing is fetched."""
         need = self._loader.size(spec)
         self.spiral.wanted(spec.key, self.clock())
@@ -122,7 +127,9 @@ class ModelCache(Generic[M]):
             since=self.clock(),
             arrival=loop.create_future(),
             gone=loop.create_future(),
+            errand=Errand(urgent),
         )
+        self.turns.begin(residency.errand)
         # It may be that nobody is left to read a failure: no reason for a warning.
         residency.arrival.add_done_callback(lambda f: f.cancelled() or f.exception())
         self.residencies[spec.key] = residency
@@ -132,6 +139,13 @@ class ModelCache(Generic[M]):
         task.add_done_callback(lambda ended: self._landed(residency, ended))
         residency.task = task
         return residency
+
+    def hurry(self, residency: Residency[M]) -> None:
+        """A request joins a load that nobody waited for."""
+        if not residency.errand.urgent:
+            self.turns.hurry(residency.errand)
+            self.door.hurry(residency.spec.key)
+            self._reconsider()
 
     def released(self, residency: Residency[M]) -> None:
         """The last lease of a life ended. A load nobody waits for is called off."""
@@ -146,6 +160,7 @@ class ModelCache(Generic[M]):
     # -- coming ---------------------------------------------------------------------
 
     async def _bring_in(self, spec: ModelSpec, need: int) -> M:
+        ERRAND.set(self.residencies[spec.key].errand)
         try:
             return await self._load_with_room(spec, need)
         except DeviceFull as full:
@@ -164,7 +179,7 @@ class ModelCache(Generic[M]):
     async def _load_with_room(
         self, spec: ModelSpec, need: int, patience: float | None = None
     ) -> M:
-        want = self.door.stand(spec.key, need)
+        want = self.door.stand(spec.key, need, self.residencies[spec.key].errand.urgent)
         self._reconsider()
         async with asyncio.timeout(patience):
             await self.door.enter(want)
@@ -172,12 +187,13 @@ class ModelCache(Generic[M]):
             self.residencies[spec.key].begun = self.clock()
             return await self._loader.load(spec)
         finally:
-            self.door.leave()
+            self.door.leave(want)
 
     def _landed(self, residency: Residency[M], task: asyncio.Task[M]) -> None:
         """A load has ended: arrived, failed or called off. Plain: nothing awaits here,
         so whatever a waiter sees next is a finished state."""
         spec, residency.task = residency.spec, None
+        self.turns.end(residency.errand)
         error = None if task.cancelled() else task.exception()
         if not task.cancelled() and error is None:
             self._arrived(residency, task.result())
@@ -224,6 +240,7 @@ class ModelCache(Generic[M]):
         if why is not None and not residency.arrival.done():
             residency.arrival.set_exception(why)
         assert residency.task is not None
+        self.turns.call_off(residency.errand)
         residency.task.cancel()
 
     def _dismiss(
@@ -278,13 +295,27 @@ class ModelCache(Generic[M]):
         for barred in self.door.stopped() if self.room.tenants else ():
             leaves = self.room.make_own(barred, now)
             self._make_room(leaves, "ceiling", barred.key)
-        if want is not None:
+        if want is not None and not self._called_off():
             spec = self.residencies[want.key].spec
             leaves = self.room.would_leave(spec, want.need, now)
             self._make_room(leaves, "room", want.key)
         again = self.room.look_again(now, want is not None)
         if again is not None and not self.closing:
             self._alarm.by(again)
+
+    def _called_off(self) -> bool:
+        """A request lacks room: loads that nobody waits for give theirs back, before
+        anybody has to leave. True if any did; their end is the next look."""
+        idle = [
+            life
+            for life in self.residencies.values()
+            if life.stage is Stage.LOADING
+            and not life.errand.urgent
+            and life.spec.key in self.ledger
+        ]
+        for life in idle:
+            self._abandon(life, NoRoom("its load gave way to a request's", 1.0))
+        return bool(idle)
 
     def _make_room(self, leaves: Plan, reason: str, sake: str = "") -> None:
         if leaves.freed:

@@ -135,13 +135,14 @@ async def composed(
     share_cores(device, lanes_of(settings, device))
     ledger, costs = Ledger(0), Costs()
     async with contextlib.AsyncExitStack() as stack:
-        loader = await stack.enter_async_context(
+        loader, turns = await stack.enter_async_context(
             loading(settings, store, device, ledger, costs)
         )
         level = stack.enter_context(measured(settings, device, loader, ledger))
         policy = await stack.enter_async_context(_policy(settings, costs, ledger))
         cache = _cache(settings, loader, policy, ledger, observer, level.at_best)
         _acquaint(loader, cache, costs)
+        cache.turns = turns
         lanes = Lanes(device, lanes_of(settings, device), on_lost)
         stack.callback(lanes.close)
         engine = _engine(settings, store, cache, lanes, observer)

@@ -22,14 +22,22 @@ T = TypeVar("T")
 class Lease(Generic[M]):
     """`async with` it. `temperature` tells afterwards how the model was met."""
 
-    __slots__ = ("_cache", "_deadline", "_limit", "_residency", "_spec", "temperature")
+    __slots__ = (
+        "_cache", "_deadline", "_limit", "_residency", "_spec", "_urgent",
+        "temperature",
+    )  # fmt: skip
 
     def __init__(
-        self, cache: "ModelCache[M]", spec: ModelSpec, deadline: float | None
+        self,
+        cache: "ModelCache[M]",
+        spec: ModelSpec,
+        deadline: float | None,
+        urgent: bool = True,
     ) -> None:
         self._cache = cache
         self._spec = spec
         self._deadline = deadline
+        self._urgent = urgent
         self._limit = 0.0
         self._residency: Residency[M] | None = None
         self.temperature: Temperature = "hit"
@@ -86,7 +94,7 @@ class Lease(Generic[M]):
                 residency = cache.find(self._spec.key)
                 if residency is None:
                     self.temperature = "miss"
-                    residency = cache.begin(self._spec)
+                    residency = cache.begin(self._spec, self._urgent)
                 if residency.stage is not Stage.LEAVING:
                     return await self._arrival(residency)
                 await self._until(residency.gone, residency)
@@ -95,6 +103,8 @@ class Lease(Generic[M]):
 
     async def _arrival(self, residency: Residency[M]) -> Residency[M]:
         residency.take()  # a waiter is a lease from this moment (trap 1)
+        if self._urgent:
+            self._cache.hurry(residency)
         try:
             await self._until(residency.arrival, residency)
         except BaseException:

@@ -23,6 +23,7 @@ from loader.pool import Pool
 from loader.spool import Spool
 from loader.store import Store
 from loader.threads import stand_back
+from loader.turns import Crew, Turns
 from runtime.config import Settings
 
 TURN_S = 0.0005
@@ -36,8 +37,10 @@ class Unservable(Exception):
 @contextlib.asynccontextmanager
 async def loading(
     settings: Settings, store: Store, device: torch.device, ledger: Ledger, costs: Costs
-) -> AsyncIterator[Loader]:
-    """A loader whose arena has what the ledger has. Raises Unservable."""
+) -> AsyncIterator[tuple[Loader, Turns]]:
+    """A loader whose arena has what the ledger has, and the order of its chunks.
+    Raises Unservable."""
+    turns = Turns()
     threads = ThreadPoolExecutor(settings.concurrent_loads, "loader", stand_back)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_taking_turns())
@@ -64,7 +67,7 @@ async def loading(
             store,
             shelf,
             memory_on(device),
-            threads,
+            Crew(threads, turns),
             settings.load_timeout,
             capacity=lambda: ledger.capacity,
             pool=pool,
@@ -73,7 +76,7 @@ async def loading(
             told=costs.told,
         )
         stack.callback(loader.slabs.close)
-        yield loader
+        yield loader, turns
 
 
 @contextlib.contextmanager

@@ -123,17 +123,22 @@ class LocalEngine:
         return spec.key not in self._cache.failures
 
     async def load(
-        self, model: str, version: str = "", deadline: float | None = None
+        self,
+        model: str,
+        version: str = "",
+        deadline: float | None = None,
+        urgent: bool = True,
     ) -> None:
-        """Make resident now; returns when it is."""
+        """Make resident now; returns when it is. Not `urgent`: requests go first."""
         spec = await self._find(model, version)
         try:
-            async with self._cache.lease(spec, deadline):
+            async with self._cache.lease(spec, deadline, urgent):
                 return
         except ArtifactRefused as error:
             if not await self._outdated(spec, error):
                 raise
-        async with self._cache.lease(await self._find(model, version), deadline):
+        fresh = await self._find(model, version)
+        async with self._cache.lease(fresh, deadline, urgent):
             pass
 
     async def unload(self, model: str, version: str = "") -> None:

@@ -4,7 +4,7 @@
     --prewarm ./hot.txt         one a line; written anew when the server drains
 
 Owns: the list and the pace. Must not: evict (it stops where the room ends), or go
-before a request (it waits while anybody waits for room).
+before a request (its loads are not urgent: runtime/door.py, loader/turns.py).
 """
 
 import asyncio
@@ -38,7 +38,11 @@ class Loads(Protocol):
         ...
 
     async def load(
-        self, model: str, version: str = "", deadline: float | None = None
+        self,
+        model: str,
+        version: str = "",
+        deadline: float | None = None,
+        urgent: bool = True,
     ) -> None:
         """Make resident."""
         ...
@@ -114,7 +118,7 @@ async def prewarm(
             if spec.key not in cache.residencies and size(spec) > cache.ledger.free:
                 log.info("prewarm ends, no room", done=done, failed=failed)
                 return
-            await engine.load(model, version)
+            await engine.load(model, version, urgent=False)
         except (LoadFailed, Refused) as error:
             failed += 1
             log.warning("not prewarmed", model=model, reason=error.message)

@@ -20,6 +20,7 @@ from enum import Enum
 from typing import Generic, Protocol, TypeVar
 
 from loader.manifest import ModelSpec
+from loader.turns import Errand
 
 
 class Stage(Enum):
@@ -103,6 +104,8 @@ class Residency(Generic[M]):
     """The load under way; None once it has ended, however."""
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while nobody holds a lease."""
+    errand: Errand = field(default_factory=Errand)
+    """Not urgent while no request waits for its load."""
     key: str = field(init=False)
     """The spec's, made once: every plan asks every resident for it."""
 

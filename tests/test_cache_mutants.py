@@ -31,8 +31,8 @@ MUTANTS = {
     ),
     "models in use may leave": (
         "runtime.room",
-        "if residency.stage is not Stage.READY or residency.leases:",
-        "if residency.stage is not Stage.READY:",
+        "if life.stage is Stage.READY and not life.leases and not life.spec.pin",
+        "if life.stage is Stage.READY and not life.spec.pin",
     ),
     "an unload does not wait for leases": (
         "runtime.cache",
@@ -65,12 +65,12 @@ MUTANTS = {
     ),
     "a cancelled load keeps its slot": (
         "runtime.door",
-        "            else:\n                self.leave()\n",
+        "            else:\n                self.leave(want)\n",
         "",
     ),
     "the door books nothing": (
         "runtime.door",
-        "            self._ledger.hold(want.key, want.need)\n",
+        "        self._ledger.hold(want.key, want.need)\n",
         "",
     ),
     "no bound on loads at once": (

@@ -61,7 +61,7 @@ async def client(cache: ModelCache, specs, random, counts) -> None:
         spec = specs[min(int(random.paretovariate(1.0)) - 1, len(specs) - 1)]
         deadline = loop.time() + random.random() if random.random() < 0.3 else None
         try:
-            async with cache.lease(spec, deadline) as model:
+            async with cache.lease(spec, deadline, random.random() < 0.9) as model:
                 assert not model.closed
                 await asyncio.sleep(random.choice([0, 0.01, 0.3]))
                 assert not model.closed, "freed in use"

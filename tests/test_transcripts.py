@@ -5,6 +5,7 @@
     shares a=1:2:3       floor, quota and ceiling of tenants
     model a 5 [pin] [of T]    a model of 5 bytes, of tenant T
     use a [as x] [by S]  take a lease (x names it), with a deadline in S seconds
+    ahead a              bring it in though no request waits for it
     drop x               end it            cancel x     the client goes away
     arrive a             a's load ends     fail a KIND  a's load fails
     free a               a's unload ends   unload a     an operator's unload
@@ -107,6 +108,16 @@ class Teller:
                 assert not model.closed
         except Exception as error:  # noqa: BLE001 - whatever a client hears is told
             self.heard.append(f"{alias} hears {type(error).__name__}: {error}")
+
+    async def _ahead(self, name: str) -> None:
+        self.tasks[f"ahead {name}"] = asyncio.create_task(self._bringing(name))
+
+    async def _bringing(self, name: str) -> None:
+        try:
+            async with self.cache.lease(self.specs[name], urgent=False):
+                pass
+        except Exception as error:  # noqa: BLE001 - as above
+            self.heard.append(f"ahead of {name}: {type(error).__name__}: {error}")
 
     async def _drop(self, alias: str) -> None:
         self.ends[alias].set()
