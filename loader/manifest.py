@@ -83,17 +83,19 @@ class ModelSpec:
     directory: str = ""
     """Where it lies in the store: `name/version`, or `name` alone (version "1")."""
 
-    @property
-    def key(self) -> str:
-        """What the cache and the policies call this model: `name:version@content`.
+    key: str = field(init=False, repr=False, compare=False)
+    """What the cache and the policies call this model: `name:version@content`.
 
-        The content's digest is part of it, so an overwritten version is another model
-        and no answer ever mixes two generations.
-        """
-        return (
+    The content's digest is part of it, so an overwritten version is another model and
+    no answer ever mixes two generations. Made once: every request asks for it.
+    """
+
+    def __post_init__(self) -> None:
+        key = (
             f"{self.name}:{self.version}"
             f"@{self.weights.identity[:12]}{self.graph.sha256[:4]}"
         )
+        object.__setattr__(self, "key", key)
 
 
 def read_manifest(data: bytes, model: str, version: str) -> ModelSpec:

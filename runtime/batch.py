@@ -1,194 +1,271 @@
-"""Batching: requests that wait for one model become one call.
+"""Batching: requests for one model become one call.
 
-    submit -> queue of its model -> a lane is free -> all that waits, up to
-              max_batch_size rows -> one forward -> split -> answers
+    run -> alone, and short: at once, on the loop
+        -> line of its model -> the turn of the loop ends -> all that came in it, up to
+           max_batch_size rows -> here if it is short, else a lane -> split -> answers
 
-Owns: the queues, one a model, and whose turn it is. Must not: lease, load, or delay: a
-free lane takes what is there; only while all lanes are busy does a queue grow, and then
-the next call carries it all. No added latency when idle, larger batches under load.
+Owns: the lines, one a model, and whose turn it is. Must not: lease, load, or delay,
+unless told to (`delay`): what is there at the end of a turn of the event loop goes, and
+only while all lanes are busy does a line grow; then the next call carries it all. No
+added latency when idle, larger batches under load.
 
-Models take turns in the order in which they began to wait, one batch a turn, so that no
-model starves another. All state is the event loop's; only `forward` runs in a lane.
+Models take turns by the age of their lines: since the oldest of a line came, or since
+the model's last call, whichever is later; the oldest goes first, one call a turn. Ages
+only grow, so that order is a queue's. No model starves another, however much is asked
+of it; and a model whose calls are short never waits for a lane.
+
+All state is the event loop's; only `forward` runs in a lane. A turn holds the loop up
+for no more than TURN_S and one call.
 """
 
 import asyncio
+import contextlib
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-import torch
-
-from loader.errors import DeviceFull, DeviceLost
 from loader.load import Model
 from loader.threads import settled
+from runtime.company import Company
+from runtime.conformance import Fitted
+from runtime.contents import Part
 from runtime.errors import DeadlinePassed, QueueFull
+from runtime.forward import Ended, alone, forward
 from runtime.lanes import Lanes
+from runtime.line import Job, Line
 from runtime.pace import Pace
 
-Tensors = tuple[torch.Tensor, ...]
-
-LOST = (torch.AcceleratorError, DeviceLost)
-
-
-@dataclass(eq=False, slots=True)
-class Job:
-    """One request on its way through a lane."""
-
-    inputs: Tensors
-    rows: int
-    signature: tuple[tuple[int, ...], ...]
-    deadline: float | None
-    since: float
-    done: asyncio.Future[Tensors]
-    running: bool = False
-    waited: float = 0.0
+TURN_S = 1e-3
+"""What all short calls of one turn together may hold the event loop up for."""
 
 
-@dataclass(eq=False, slots=True)
-class Queue:
-    """What waits for one model. It lives while somebody waits."""
+LATE = "the deadline passed while the request waited"
 
-    model: Model
-    jobs: deque[Job]
-
-
-Witness = Callable[[Model, Sequence[Job], float], None]
-"""Told of every call that ended: its model, its jobs, its seconds in the lane."""
+Witness = Callable[[Model, Sequence[float], int, float], None]
+"""Told of every call that ended: its model, how long each of its requests waited, its
+rows, its seconds."""
 
 
 class Batcher:
-    """Turns waiting requests into calls. One instance, one event loop."""
+    """Turns waiting requests into calls. One instance, one event loop.
+
+    `delay`: seconds that a request may wait for others of its model.
+    """
 
     def __init__(
-        self, lanes: Lanes, witness: Witness, max_queued: int, together: bool = True
+        self,
+        lanes: Lanes,
+        witness: Witness,
+        max_queued: int,
+        together: bool = True,
+        delay: float = 0.0,
     ) -> None:
         self._lanes = lanes
         self._witness = witness
         self._max_queued = max_queued
         self._together = together
+        self._delay = delay if together else 0.0
+        self._loop = asyncio.get_running_loop()
+        self._clock = self._loop.time
         self._pace = Pace()
+        self._company = Company(self._loop.call_soon)
         # By identity and not by name: a job runs in the life of its model that it has
-        # a lease on, and no other. (A queue holds its model: no id comes twice.)
-        self._queues: dict[int, Queue] = {}
+        # a lease on, and no other. (A line holds its model: no id comes twice.)
+        self._lines: dict[int, Line] = {}
         self._turns: deque[int] = deque()
+        self._ends: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._came: list[Job] = []
         self.queued = 0
 
     async def run(
-        self, model: Model, inputs: Tensors, rows: int, deadline: float | None = None
-    ) -> Tensors:
+        self, model: Model, asked: Fitted, deadline: float | None = None
+    ) -> list[Part]:
         """The model's outputs for these inputs (on the CPU), rows in the same order.
 
-        Cancelled while queued: out of the queue, nothing runs. Cancelled while running:
+        Cancelled while waiting: out of the line, nothing runs. Cancelled while running:
         raised when the lane is done. Raises QueueFull, DeadlinePassed, DeviceFull.
         """
         if self.queued >= self._max_queued:
             raise QueueFull(f"{self.queued} requests wait for the device already", 0.5)
-        loop = asyncio.get_running_loop()
-        signature = tuple([tuple(t.shape[1:]) for t in inputs])
-        job = Job(inputs, rows, signature, deadline, loop.time(), loop.create_future())
-        if self._lanes.inline and not self._turns:
-            shape = (model.graph.digest, rows, signature)
-            if self._pace.is_short(shape):
-                return self._here(model, job)
-        self._put(model, job)
-        self._start()
-        try:
-            # shield: a bare await would cancel `done` with us, and a lane may have
-            # begun meanwhile; then we must not go before it ends.
-            return await asyncio.shield(job.done)
-        except asyncio.CancelledError:
-            if job.running:
-                await settled(job.done)
-            elif not job.done.done():
-                self._withdraw(id(model), job)
-            raise
+        now = self._clock()
+        if deadline is not None and deadline <= now:
+            raise DeadlinePassed(LATE)
+        at_once = not (self._company.expected or self._delay or self._lines)
+        if at_once:
+            self._company.alone()
+            if self._is_short(model, asked, asked.rows):
+                return self._here(model, asked)
+        job = Job(model, asked, deadline, now, self._loop.create_future())
+        self._put(job)
+        if at_once:
+            self._start()
+        else:
+            self._soon()
+        return await self._answer(job)
 
-    def _here(self, model: Model, job: Job) -> Tensors:
+    async def _answer(self, job: Job) -> list[Part]:
+        """Wait for it, and leave nothing behind whatever happens."""
+        try:
+            return await job.done
+        except asyncio.CancelledError:
+            if job.waits:
+                self._withdraw(job)
+            elif job.call is not None:
+                await settled(job.call)  # trap 4 of runtime/cache.py
+            raise
+        finally:
+            if job.alarm is not None:
+                job.alarm.cancel()
+
+    def _is_short(self, model: Model, asked: Fitted, rows: int) -> bool:
+        return self._lanes.inline and self._pace.is_short(
+            model.graph.digest, asked.signature, rows
+        )
+
+    def _here(self, model: Model, asked: Fitted) -> list[Part]:
         """Run a call that is known to be short on the event loop itself."""
-        ended = self._lanes.run_here(lambda: forward(model, [job]))
-        self._told(model, [job], ended)
-        (outcome,) = ended.outcomes
+        # Not the loop's clock: uvloop's has milliseconds, and stands still meanwhile.
+        began = time.perf_counter()
+        outcome = self._lanes.run_here(alone, model, asked)
+        self._told(model, asked, (0.0,), asked.rows, time.perf_counter() - began)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    def _told(self, model: Model, batch: list[Job], ended: "Ended") -> None:
-        if len(batch) == 1:
-            shape = (model.graph.digest, batch[0].rows, batch[0].signature)
-            self._pace.told(shape, ended.seconds)
-        self._witness(model, batch, ended.seconds)
+    def _told(
+        self,
+        model: Model,
+        asked: Fitted,
+        waits: Sequence[float],
+        rows: int,
+        seconds: float,
+    ) -> None:
+        self._pace.told(model.graph.digest, asked.signature, rows, seconds)
+        self._witness(model, waits, rows, seconds)
 
-    def _put(self, model: Model, job: Job) -> None:
-        key = id(model)
-        queue = self._queues.get(key)
-        if queue is None:
-            queue = self._queues[key] = Queue(model, deque())
+    # -- lines ----------------------------------------------------------------------
+
+    def _put(self, job: Job) -> None:
+        key, ripe = id(job.model), job.since + self._delay
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = Line(job.model, ripe=ripe)
             self._turns.append(key)
-        queue.jobs.append(job)
+        line.jobs.append(job)
+        if job.deadline is not None:
+            self._came.append(job)
+            if job.deadline < ripe:
+                line.ripe = job.since  # it has no time to wait for others
         self.queued += 1
 
-    def _withdraw(self, key: int, job: Job) -> None:
-        """Nobody waits for this job: its tensors go now, its lease does too. Were it
-        left until a lane is free, the dead could fill the queue against the living."""
-        queue = self._queues[key]
-        queue.jobs.remove(job)
+    def _withdraw(self, job: Job) -> None:
+        """Nobody waits for this job: its bytes go now, its lease does too. Were it left
+        until a lane is free, the dead could fill the line against the living."""
+        key = id(job.model)
+        line = self._lines[key]
+        line.jobs.remove(job)
+        job.waits = False
         self.queued -= 1
-        if not queue.jobs:
-            del self._queues[key]
-            self._turns.remove(key)
+        if not line.jobs:
+            del self._lines[key]
+            with contextlib.suppress(ValueError):  # not there while its turn is on
+                self._turns.remove(key)
 
-    def _start(self) -> None:
-        """Give each free lane the next model's batch."""
-        while self._turns and self._lanes.free:
+    def _late(self, job: Job) -> None:
+        """Its deadline passed while it waited."""
+        if job.waits:
+            self._withdraw(job)
+            if not job.done.done():
+                job.done.set_exception(DeadlinePassed(LATE))
+
+    # -- turns ----------------------------------------------------------------------
+
+    def _turned(self) -> None:
+        """A turn of the loop ended: run what came in it."""
+        self._ends = None
+        before = self.queued
+        calls = self._start()
+        if calls:
+            self._company.turned(before - self.queued, calls)
+
+    def _soon(self) -> None:
+        if self._ends is None:
+            self._ends = self._loop.call_soon(self._turned)
+
+    def _start(self) -> int:
+        """Run what can run: short calls here, others in free lanes. Gives the calls."""
+        began, calls = time.perf_counter(), 0
+        stay: list[int] = []
+        while self._turns:
+            if calls and time.perf_counter() - began > TURN_S:
+                self._soon()  # others have waited for the loop long enough
+                break
             key = self._turns.popleft()
-            queue = self._queues[key]
-            batch = self._take(queue)
-            if queue.jobs:
+            line = self._lines[key]
+            if self._begun(line):
+                calls += 1
+            elif line.jobs:
+                stay.append(key)
+                continue
+            if line.jobs:
+                line.ripe = line.jobs[0].since + self._delay
                 self._turns.append(key)
             else:
-                del self._queues[key]
-            if batch:
-                self._launch(queue.model, batch)
+                self._lines.pop(key, None)
+        self._turns.extendleft(reversed(stay))
+        self._watch()
+        return calls
 
-    def _take(self, queue: Queue) -> list[Job]:
-        """The next call of a model: the oldest job, and what fits beside it."""
-        batch: list[Job] = []
-        limit = queue.model.spec.max_batch_size if self._together else 0
-        rows, now = 0, asyncio.get_running_loop().time()
-        while queue.jobs:
-            job = queue.jobs[0]
-            if job.deadline is not None and job.deadline <= now:
-                job.done.set_exception(
-                    DeadlinePassed("the deadline passed while the request waited")
-                )
-            elif batch and (
-                rows + job.rows > limit or job.signature != batch[0].signature
-            ):
-                break
-            else:
-                batch.append(job)
-                rows += job.rows
-            queue.jobs.popleft()
-            self.queued -= 1
-        return batch
-
-    def _launch(self, model: Model, batch: list[Job]) -> None:
-        now = asyncio.get_running_loop().time()
+    def _begun(self, line: Line) -> bool:
+        """Run a line's next call, here or in a lane; False if neither can be now."""
+        now = self._clock()
+        batch, rows, late = line.batch(now, self._together)
+        for job in late:
+            self._late(job)
+        if not batch:
+            return False
+        model, first = line.model, batch[0].asked
+        short = self._is_short(model, first, rows)
+        if not short and not self._lanes.free:
+            return False
+        together, waits = [], []
         for job in batch:
-            job.running = True
-            job.waited = now - job.since
-        call = self._lanes.start(lambda: forward(model, batch))
-        call.add_done_callback(lambda ended: self._finished(model, batch, ended))
+            together.append(job.asked)
+            waits.append(now - job.since)
+        line.take(batch)
+        self.queued -= len(batch)
+        if short:
+            try:
+                ended = self._lanes.run_here(forward, model, together)
+            except Exception as error:  # noqa: BLE001 - the callers hear it
+                ended = Ended([error] * len(batch), 0.0)
+            self._finish(batch, ended)
+            self._told(model, first, waits, rows, ended.seconds)
+            return True
+        call = self._lanes.start(lambda: forward(model, together))
+        for job in batch:
+            job.call = call
+        call.add_done_callback(lambda _: self._landed(model, batch, waits, rows, call))
+        return True
 
-    def _finished(
-        self, model: Model, batch: list[Job], call: "asyncio.Future[Ended]"
+    def _landed(
+        self,
+        model: Model,
+        batch: list[Job],
+        waits: Sequence[float],
+        rows: int,
+        call: "asyncio.Future[Ended]",
     ) -> None:
         try:
             ended = call.result()
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers hear it
             ended = Ended([error] * len(batch), 0.0)
+        self._finish(batch, ended)
+        self._told(model, batch[0].asked, waits, rows, ended.seconds)
+        self._start()
+
+    def _finish(self, batch: Sequence[Job], ended: Ended) -> None:
         for job, outcome in zip(batch, ended.outcomes, strict=True):
             if job.done.done():
                 continue
@@ -196,67 +273,21 @@ class Batcher:
                 job.done.set_exception(outcome)
             else:
                 job.done.set_result(outcome)
-        self._told(model, batch, ended)
-        self._start()
 
+    def _watch(self) -> None:
+        """What still waits when its turn has ended hears of its deadline in time, and
+        lines that wait for company are looked at when they are ripe."""
+        for job in self._came:
+            if job.waits and job.deadline is not None:
+                job.alarm = self._loop.call_at(job.deadline, self._late, job)
+        self._came.clear()
+        if self._delay and self._turns:
+            ripe = min([self._lines[key].ripe for key in self._turns])
+            if self._timer is None or self._timer.when() > ripe:
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = self._loop.call_at(ripe, self._ripened)
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """What became of each job of a call, and the seconds it took in its lane."""
-
-    outcomes: Sequence[Tensors | Exception]
-    seconds: float
-
-
-def forward(model: Model, batch: Sequence[Job]) -> Ended:
-    """One call for all; should it fail, one call each, so that one bad request (or a
-    batch too large for the memory left) takes no other down with it. In a lane."""
-    began = time.perf_counter()
-    outcomes: Sequence[Tensors | Exception]
-    if len(batch) == 1:
-        outcomes = [_alone(model, batch[0])]
-    else:
-        # Not in the `except`: there the failed call's tensors would still be held.
-        outcomes = _together(model, batch) or [_alone(model, job) for job in batch]
-    return Ended(outcomes, time.perf_counter() - began)
-
-
-def _alone(model: Model, job: Job) -> Tensors | Exception:
-    try:
-        return _call(model, job.inputs)
-    except LOST:
-        raise  # nobody's own fault, and no other call can succeed (runtime/lanes.py)
-    except Exception as error:  # noqa: BLE001 - the caller's to hear, not the batch's
-        if _out_of_memory(error):
-            return DeviceFull("the device has no memory left to run this request")
-        # Its traceback holds the forward's frame and so every activation, for as long
-        # as anybody holds the error: in a cycle of frames until the next collection.
-        traceback.clear_frames(error.__traceback__)
-        return error
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """The CPU allocator raises a plain RuntimeError; the text is its only sign."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )
-
-
-def _together(model: Model, batch: Sequence[Job]) -> list[Tensors]:
-    """Each job's outputs; none at all if the call failed."""
-    columns = zip(*[job.inputs for job in batch], strict=True)
-    sizes = [job.rows for job in batch]
-    try:
-        outputs = _call(model, tuple([torch.cat(column) for column in columns]))
-        parts = [torch.split(output, sizes) for output in outputs]
-    except Exception:  # noqa: BLE001 - tried one by one, and then told to each
-        return []
-    return [tuple(part) for part in zip(*parts, strict=True)]
-
-
-def _call(model: Model, inputs: Tensors) -> Tensors:
-    device = model.device
-    if device.type == "cpu":
-        return model.forward(inputs)
-    outputs = model.forward(tuple([t.to(device, non_blocking=True) for t in inputs]))
-    return tuple([t.cpu() for t in outputs])
+    def _ripened(self) -> None:
+        self._timer = None
+        self._turned()

@@ -97,6 +97,24 @@ class ModelCache(Generic[M]):
         `urgent`: no request waits for it."""
         return Lease(self, spec, deadline, urgent)
 
+    def taken(self, key: str) -> Residency[M] | None:
+        """A lease on a model that is resident, without a wait and so without an await:
+        the hit path. Who takes it gives it back. None: `lease` must wait for it."""
+        residency = self.residencies.get(key)
+        if residency is None or residency.stage is not Stage.READY:
+            return None
+        residency.last_use = now = self.clock()
+        self.policy.on_request(key, now, True)
+        residency.take()
+        residency.uses += 1
+        return residency
+
+    def give_back(self, residency: Residency[M]) -> None:
+        """A lease ends."""
+        residency.give_back()
+        if not residency.leases:
+            self.released(residency)
+
     def find(self, key: str) -> Residency[M] | None:
         """The residency a lease may join; raises what is remembered of a failure."""
         residency = self.residencies.get(key)
@@ -260,8 +278,7 @@ class ModelCache(Generic[M]):
     async def _take_out(
         self, residency: Residency[M], nbytes: int, reason: str
     ) -> None:
-        while residency.leases:
-            await residency.idle.wait()
+        await residency.emptied()
         key, model = residency.spec.key, residency.model
         assert model is not None
         residency.model = None

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
-from cachetools import LRUCache, TTLCache
+from cachetools import TTLCache
 
 from loader.errors import ArtifactRefused, LoadFailed, ModelNotFound
 from loader.manifest import ModelSpec, read_manifest
@@ -73,7 +73,9 @@ class Catalog:
         self._ttl = ttl
         self._replaced = replaced
         self._clock = asyncio.get_running_loop().time
-        self._entries: LRUCache[Name, Entry] = LRUCache(REMEMBERED)
+        # Renewed every `ttl` if asked for, so the first in line is one that nobody has
+        # asked for lately; a look-up then need not keep an order.
+        self._entries: dict[Name, Entry] = {}
         # Names and not errors: a raised error holds the frames, and with them the
         # message, of the call that met it.
         self._unknown: TTLCache[Name, Name] = TTLCache(
@@ -150,7 +152,10 @@ class Catalog:
         error = task.exception()
         if error is None:
             self._unknown.pop(name, None)
+            self._entries.pop(name, None)
             self._entries[name] = Entry(task.result(), self._clock())
+            if len(self._entries) > REMEMBERED:
+                del self._entries[next(iter(self._entries))]
         elif isinstance(error, ModelNotFound):
             self._entries.pop(name, None)
             self._unknown[name] = error.model, error.version

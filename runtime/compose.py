@@ -214,7 +214,7 @@ def _engine(
     )
     batcher = Batcher(
         lanes,
-        lambda model, batch, seconds: engine.ran(model, batch, seconds),
+        lambda model, waits, rows, seconds: engine.ran(model, waits, rows, seconds),
         settings.max_waiting,
         settings.batching,
     )

@@ -7,7 +7,7 @@ never gets a record, because only what was answered does.
 Every method costs about a microsecond: they are on the way of every request.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loader.manifest import ModelSpec
@@ -75,9 +75,10 @@ class Counts:
         if record is not None:
             record.refused += 1
 
-    def queued(self, model: str, seconds: float) -> None:
-        """A request waited for a lane."""
-        self.queue.add(seconds)
+    def queued(self, model: str, waits: Sequence[float]) -> None:
+        """Requests waited for their call."""
+        for seconds in waits:
+            self.queue.add(seconds)
 
     def computed(self, model: str, seconds: float, rows: int, requests: int) -> None:
         """A forward pass ended."""

@@ -32,12 +32,17 @@ CodeState = Literal["eager", "compiling", "compiled", "refused", "retired"]
 """How a graph is run: "refused" and "retired" ones run eagerly, for good."""
 
 
-@dataclass(frozen=True, slots=True)
+# Requests and answers are not frozen: freezing would double what making one costs, and
+# one of each is made for every predict. Nobody writes to them.
+
+
+@dataclass(slots=True)
 class Request:
     """One predict. `version` empty: the latest. `outputs` empty: all of them.
 
     `inputs`: name -> CPU tensor of the dtype and shape the client sent; the engine
-    checks them against the model.
+    checks them against the model. What came as bytes stays so until somebody asks for a
+    tensor (runtime/contents.py Pieces; outputs: Parts).
     """
 
     model: str
@@ -48,7 +53,7 @@ class Request:
     deadline: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """What a predict gives: CPU tensors in the model's own order of outputs."""
 

@@ -44,16 +44,13 @@ class Lease(Generic[M]):
 
     async def __aenter__(self) -> M:
         cache, key = self._cache, self._spec.key
-        now = cache.clock()
-        residency = cache.residencies.get(key)
-        if residency is not None and residency.stage is Stage.READY:  # no await
-            cache.policy.on_request(key, now, True)
-            residency.take()
-        else:
+        residency = cache.taken(key)
+        if residency is None:
+            now = cache.clock()
             cache.policy.on_request(key, now, False)
             residency = await self._wait(now)
-        residency.uses += 1
-        residency.last_use = now
+            residency.uses += 1
+            residency.last_use = now
         self._residency = residency
         assert residency.model is not None
         return residency.model
@@ -66,12 +63,7 @@ class Lease(Generic[M]):
     ) -> None:
         residency = self._residency
         assert residency is not None
-        self._give_back(residency)
-
-    def _give_back(self, residency: Residency[M]) -> None:
-        residency.give_back()
-        if not residency.leases:
-            self._cache.released(residency)
+        self._cache.give_back(residency)
 
     async def _wait(self, now: float) -> Residency[M]:
         """Join the load in progress, or begin one, and wait; gives it with our lease.
@@ -108,7 +100,7 @@ class Lease(Generic[M]):
         try:
             await self._until(residency.arrival, residency)
         except BaseException:
-            self._give_back(residency)
+            self._cache.give_back(residency)
             raise
         return residency
 

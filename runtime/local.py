@@ -8,6 +8,7 @@ decide what leaves (the cache's and the policy's business).
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,22 +18,33 @@ from loader.errors import ArtifactRefused, LoadFailed, ModelNotFound
 from loader.load import Model
 from loader.manifest import ModelSpec
 from loader.tier import Tiers
-from runtime.batch import Batcher, Job, Tensors
+from runtime.batch import Batcher
 from runtime.cache import ModelCache
 from runtime.catalog import Catalog
-from runtime.conformance import conform
-from runtime.engine import Answer, IndexEntry, ModelStatistics, Request, Snapshot
+from runtime.conformance import Fitted, Form
+from runtime.contents import Part, Parts
+from runtime.engine import (
+    Answer,
+    IndexEntry,
+    ModelStatistics,
+    Request,
+    Snapshot,
+    Temperature,
+)
 from runtime.errors import BadRequest, Draining, NoRoom, Refused, TooLarge
 from runtime.explain import explain
 from runtime.explanation import Explanation
 from runtime.observer import Observer
 from runtime.snapshot import STATES, look
-from runtime.statistics import Statistics, Tally
+from runtime.statistics import Statistics
 
 if TYPE_CHECKING:  # imported where it is made: only who compiles needs a compiler
     from runtime.compiler import Compiler
 
 log = structlog.get_logger()
+
+FORMS = 8192
+"""Models whose form is remembered; working one out takes microseconds."""
 
 
 class LocalEngine:
@@ -57,6 +69,7 @@ class LocalEngine:
         self._policy = policy
         self._clock = asyncio.get_running_loop().time
         self._began = self._clock()
+        self._forms: dict[str, Form] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self.measured: int | None = None
         """Device bytes in use, all processes, as the gauge read them last."""
@@ -74,35 +87,53 @@ class LocalEngine:
 
         `again`: the manifest is fresh; what the store refuses now is really refused.
         """
-        began = self._clock()
+        began = perf_counter()
         spec = self._catalog.known(request.model, request.version)
-        tally: Tally | None = None
+        asked: Fitted | None = None
         try:
             if spec is None:
                 spec = await self._find(request.model, request.version)
-            tally = self._statistics.of(spec)
-            inputs = conform(request, spec)
-            lease = self._cache.lease(spec, request.deadline)
-            async with lease as model:
-                rows = inputs[0].shape[0] if spec.max_batch_size and inputs else 1
-                outputs = await self._batcher.run(model, inputs, rows, request.deadline)
+            asked = self._form(spec).fit(request)
+            parts, temperature = await self._run(spec, asked, request.deadline)
         except Exception as error:
             if not again and spec is not None and await self._outdated(spec, error):
                 return await self.predict(request, again=True)
-            if tally is not None:
-                tally.fail.add(self._clock() - began)
+            if spec is not None:
+                self._statistics.of(spec).fail.add(perf_counter() - began)
             known = "" if spec is None else spec.name
             self._observer.refused(known, type(error).__name__)
             raise
-        seconds = self._clock() - began
-        self._statistics.answered(tally, lease.temperature, seconds)
-        self._observer.answered(spec.name, lease.temperature, seconds, rows)
-        return Answer(
-            spec.name,
-            spec.version,
-            _chosen(spec, outputs, request.outputs),
-            lease.temperature,
-        )
+        seconds = perf_counter() - began
+        self._statistics.answered(self._statistics.of(spec), temperature, seconds)
+        self._observer.answered(spec.name, temperature, seconds, asked.rows)
+        outputs = _chosen(spec, parts, request.outputs)
+        return Answer(spec.name, spec.version, Parts(outputs), temperature)
+
+    async def _run(
+        self, spec: ModelSpec, asked: Fitted, deadline: float | None
+    ) -> tuple[list[Part], Temperature]:
+        """The outputs, and how the model was met. Resident: no wait but the batch's."""
+        life = self._cache.taken(spec.key)
+        if life is None:
+            lease = self._cache.lease(spec, deadline)
+            async with lease as model:
+                return await self._batcher.run(
+                    model, asked, deadline
+                ), lease.temperature
+        assert life.model is not None
+        try:
+            return await self._batcher.run(life.model, asked, deadline), "hit"
+        finally:
+            self._cache.give_back(life)
+
+    def _form(self, spec: ModelSpec) -> Form:
+        """What its requests must look like; worked out once."""
+        form = self._forms.get(spec.key)
+        if form is None:
+            if len(self._forms) >= FORMS:
+                del self._forms[next(iter(self._forms))]
+            form = self._forms[spec.key] = Form(spec)
+        return form
 
     async def describe(self, model: str, version: str = "") -> ModelSpec:
         """The manifest, from the store if not known yet; loads nothing."""
@@ -248,16 +279,16 @@ class LocalEngine:
         task.add_done_callback(self._retiring.discard)
         return True
 
-    def ran(self, model: Model, batch: Sequence[Job], seconds: float) -> None:
+    def ran(
+        self, model: Model, waits: Sequence[float], rows: int, seconds: float
+    ) -> None:
         """A call ended (`runtime.batch.Batcher` tells)."""
-        spec, rows = model.spec, 0
+        spec = model.spec
         tally = self._statistics.of(spec)
-        for job in batch:
-            rows += job.rows
-            tally.queue.add(job.waited)
-            self._observer.queued(spec.name, job.waited)
+        tally.queue.add(sum(waits), len(waits))
         tally.compute.add(seconds)
-        self._observer.computed(spec.name, seconds, rows, len(batch))
+        self._observer.queued(spec.name, waits)
+        self._observer.computed(spec.name, seconds, rows, len(waits))
         if self.compiler is not None:
             self.compiler.ran(model, seconds)
 
@@ -280,9 +311,9 @@ class LocalEngine:
 
 
 def _chosen(
-    spec: ModelSpec, outputs: Tensors, wanted: Sequence[str]
-) -> Sequence[tuple[str, torch.Tensor]]:
-    named = [(out.name, t) for out, t in zip(spec.outputs, outputs, strict=True)]
+    spec: ModelSpec, parts: Sequence[Part], wanted: Sequence[str]
+) -> list[tuple[str, Part]]:
+    named = [(out.name, part) for out, part in zip(spec.outputs, parts, strict=True)]
     if not wanted:
         return named
     return [pair for pair in named if pair[0] in wanted]

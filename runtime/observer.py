@@ -5,7 +5,7 @@ and the engine hold an `Observer` and nothing else, so neither knows the name of
 metric. Every method is called on the event loop, returns at once and never raises.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from loader.manifest import ModelSpec
@@ -43,8 +43,8 @@ class Observer(Protocol):
         """A predict was not answered. `model` is empty where no such model is known."""
         ...
 
-    def queued(self, model: str, seconds: float) -> None:
-        """A request has waited so long for a lane, its model being there."""
+    def queued(self, model: str, waits: Sequence[float]) -> None:
+        """Requests have waited so long for their call, their model being there."""
         ...
 
     def computed(self, model: str, seconds: float, rows: int, requests: int) -> None:
@@ -78,7 +78,7 @@ class NullObserver:
     def refused(self, model: str, outcome: str) -> None:
         """Nothing."""
 
-    def queued(self, model: str, seconds: float) -> None:
+    def queued(self, model: str, waits: Sequence[float]) -> None:
         """Nothing."""
 
     def computed(self, model: str, seconds: float, rows: int, requests: int) -> None:

@@ -7,7 +7,7 @@ it is asked for; all others, and all on a GPU, go to a lane.
 Owns: the measured times and the bound. Must not: run anything.
 """
 
-from cachetools import LRUCache
+from runtime.conformance import Signature
 
 INLINE_S = 200e-6
 """What a call may hold the event loop up for: about what the loop spends on two
@@ -17,30 +17,39 @@ SEEN = 3
 """Calls to be seen in a lane first; the very first of a graph is always slow."""
 
 KEPT = 8192
-"""Shapes remembered."""
+"""Shapes remembered; who was seen first is forgotten first."""
 
-Shape = tuple[object, ...]
+Key = tuple[str, Signature, int]
 
 
 class Pace:
-    """Moving averages of seconds a call, by graph and the shapes of its inputs."""
+    """Moving averages of seconds a call, by graph and the shapes of its inputs.
+
+    Rows are told apart by powers of two: a call of 17 to 32 rows is one of 32.
+    """
 
     def __init__(self, bound: float = INLINE_S) -> None:
         self._bound = bound
-        self._times: LRUCache[Shape, tuple[int, float]] = LRUCache(KEPT)
+        self._times: dict[Key, tuple[int, float]] = {}
 
-    def told(self, shape: Shape, seconds: float) -> None:
+    def told(
+        self, digest: str, signature: Signature, rows: int, seconds: float
+    ) -> None:
         """A call of this shape took so long."""
-        seen, mean = self._times.get(shape, (0, seconds))
+        key = digest, signature, (rows - 1).bit_length()
+        seen, mean = self._times.get(key, (0, seconds))
         if seen == 0:
             mean = 0.0
+            if len(self._times) >= KEPT:
+                del self._times[next(iter(self._times))]
         elif seen == 1:
             mean = seconds  # the first is not counted: it met cold caches
         else:
             mean += (seconds - mean) * 0.2
-        self._times[shape] = seen + 1, mean
+        self._times[key] = seen + 1, mean
 
-    def is_short(self, shape: Shape) -> bool:
+    def is_short(self, digest: str, signature: Signature, rows: int) -> bool:
         """True if a call of this shape may run on the event loop."""
-        seen, mean = self._times.get(shape, (0, 0.0))
+        key = digest, signature, (rows - 1).bit_length()
+        seen, mean = self._times.get(key, (0, 0.0))
         return seen >= SEEN and mean < self._bound

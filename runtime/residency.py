@@ -102,12 +102,12 @@ class Residency(Generic[M]):
     failure: Exception | None = None
     task: asyncio.Task[M] | None = None
     """The load under way; None once it has ended, however."""
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set while nobody holds a lease."""
     errand: Errand = field(default_factory=Errand)
     """Not urgent while no request waits for its load."""
+    _last: asyncio.Event | None = None
+    """Made when somebody waits for the last lease to end, and set when it does."""
     key: str = field(init=False)
-    """The spec's, made once: every plan asks every resident for it."""
+    """The spec's: every plan asks every resident for it."""
 
     def __post_init__(self) -> None:
         self.key = self.spec.key
@@ -123,15 +123,20 @@ class Residency(Generic[M]):
     def take(self) -> None:
         """Count one more lease (or waiter)."""
         self.leases += 1
-        self.idle.clear()
 
     def give_back(self) -> None:
         """Count one lease (or waiter) less."""
         self.leases -= 1
         if self.leases < 0:
             raise AssertionError(f"{self!r} was given back twice. This is a bug.")
-        if self.leases == 0:
-            self.idle.set()
+        if self.leases == 0 and self._last is not None:
+            self._last.set()
+
+    async def emptied(self) -> None:
+        """Until nobody holds a lease. Nobody may take one meanwhile (rule 2)."""
+        if self.leases:
+            self._last = asyncio.Event()
+            await self._last.wait()
 
     def __repr__(self) -> str:
         held = f" {self.model.nbytes} bytes" if self.model is not None else ""

@@ -7,13 +7,11 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from cachetools import LRUCache
-
 from loader.manifest import ModelSpec
 from runtime.engine import Duration, ModelStatistics, Temperature
 
 REMEMBERED = 8192
-"""Models whose counts are kept; the least recently used are forgotten first."""
+"""Models whose counts are kept; who has not been asked lately is forgotten first."""
 
 
 @dataclass(slots=True)
@@ -23,9 +21,9 @@ class Sum:
     count: int = 0
     seconds: float = 0.0
 
-    def add(self, seconds: float) -> None:
-        """One more event."""
-        self.count += 1
+    def add(self, seconds: float, count: int = 1) -> None:
+        """So many more events that took so long together."""
+        self.count += count
         self.seconds += seconds
 
     def read(self) -> Duration:
@@ -37,8 +35,8 @@ class Tally:
     """One model version's counts."""
 
     __slots__ = (
-        "compute", "fail", "hits", "last_use", "misses", "name", "queue", "success",
-        "version",
+        "compute", "fail", "hits", "last_use", "misses", "name", "queue", "recent",
+        "success", "version",
     )  # fmt: skip
 
     def __init__(self, name: str, version: str) -> None:
@@ -47,6 +45,7 @@ class Tally:
         self.queue, self.compute = Sum(), Sum()
         self.hits, self.misses = Sum(), Sum()
         self.last_use = 0.0
+        self.recent = True
 
     def read(self, bytes_by_tier: Mapping[str, int]) -> ModelStatistics:
         """As of now."""
@@ -70,7 +69,7 @@ class Statistics:
     """The tallies of all models met."""
 
     def __init__(self) -> None:
-        self._tallies: LRUCache[tuple[str, str], Tally] = LRUCache(REMEMBERED)
+        self._tallies: dict[tuple[str, str], Tally] = {}
         self.temperatures: dict[Temperature, int] = {"hit": 0, "wait": 0, "miss": 0}
 
     def of(self, spec: ModelSpec) -> Tally:
@@ -78,8 +77,22 @@ class Statistics:
         key = (spec.name, spec.version)
         tally = self._tallies.get(key)
         if tally is None:
+            if len(self._tallies) >= REMEMBERED:
+                self._forget_one()
             tally = self._tallies[key] = Tally(*key)
+        tally.recent = True
         return tally
+
+    def _forget_one(self) -> None:
+        """The first in line that was not asked for since it came to its place: nearly
+        the least recently used, and a look-up need not move anything (CLOCK)."""
+        while True:
+            key = next(iter(self._tallies))
+            tally = self._tallies.pop(key)
+            if not tally.recent:
+                return
+            tally.recent = False
+            self._tallies[key] = tally
 
     def all(self) -> Iterable[Tally]:
         """Every tally kept."""

@@ -6,11 +6,14 @@ import threading
 import weakref
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from loader.errors import DeviceFull, DeviceLost
 from runtime.batch import Batcher
+from runtime.conformance import Fitted
+from runtime.contents import Piece
 from runtime.errors import DeadlinePassed, QueueFull
 from runtime.lanes import Lanes
 from runtime.pace import Pace
@@ -46,7 +49,7 @@ class Doubler:
 
 
 @pytest.fixture
-def bench():
+async def bench():
     lanes = Lanes(CPU, 1)
     log, told = [], []
     batcher = Batcher(lanes, lambda *ended: told.append(ended), max_queued=10)
@@ -54,13 +57,14 @@ def bench():
     lanes.close()
 
 
-def row(value: float, rows: int = 1) -> tuple[torch.Tensor]:
-    return (torch.full((rows, 2), float(value)),)
+def row(value: float, rows: int = 1, width: int = 2) -> Fitted:
+    data = memoryview(np.full((rows, width), value, np.float32)).cast("B")
+    return Fitted([Piece("FP32", (rows, width), data)], rows, ((width,),))
 
 
 async def run(bench, model, value: float, rows: int = 1, deadline=None) -> list[float]:
-    (y,) = await bench.batcher.run(model, row(value, rows), rows, deadline)
-    return [r[0] for r in y.tolist()]
+    (y,) = await bench.batcher.run(model, row(value, rows), deadline)
+    return [r[0] for r in y.array.tolist()]
 
 
 def ask(bench, model, *values: float) -> list[asyncio.Task]:
@@ -90,7 +94,7 @@ async def test_what_waits_goes_together_in_order(bench) -> None:
     assert await asyncio.gather(first, *rest) == [[0.0], [2.0], [4.0], [6.0]]
     assert bench.log == [("m", [0.0]), ("m", [1.0, 2.0, 3.0])]
     ended = bench.told[1]
-    assert len(ended[1]) == 3
+    assert len(ended[1]) == ended[2] == 3
 
 
 async def test_no_call_is_larger_than_the_model_allows(bench) -> None:
@@ -104,13 +108,13 @@ async def test_no_call_is_larger_than_the_model_allows(bench) -> None:
 
 async def test_other_shapes_go_in_another_call(bench) -> None:
     model, first = await held_up(bench)
-    wide = asyncio.create_task(bench.batcher.run(model, (torch.ones(1, 5),), 1))
+    wide = asyncio.create_task(bench.batcher.run(model, row(1, width=5)))
     (narrow,) = ask(bench, model, 1)
     await asyncio.sleep(0)
     model.gate.set()
     await first
     (y,) = await wide
-    assert y.shape == (1, 5)
+    assert y.array.shape == (1, 5)
     assert await narrow == [2.0]
 
 
@@ -235,14 +239,14 @@ async def test_who_gave_up_takes_no_place_in_the_queue(bench) -> None:
     for _ in range(3):
         wave = ask(bench, model, *range(10))
         await asyncio.sleep(0)
-        tensors = [weakref.ref(job.inputs[0]) for job in queued(bench)]
-        assert len(tensors) == bench.batcher.queued == 10
+        jobs = [weakref.ref(job) for job in queued(bench)]
+        assert len(jobs) == bench.batcher.queued == 10
         for task in wave:
             task.cancel()
         await asyncio.wait(wave)
         del wave, task
         assert bench.batcher.queued == 0
-        assert [ref for ref in tensors if ref() is not None] == []
+        assert [ref for ref in jobs if ref() is not None] == []
     (stays,) = ask(bench, model, 4)
     await asyncio.sleep(0)
     model.gate.set()
@@ -252,7 +256,7 @@ async def test_who_gave_up_takes_no_place_in_the_queue(bench) -> None:
 
 
 def queued(bench):
-    return [job for queue in bench.batcher._queues.values() for job in queue.jobs]
+    return [job for line in bench.batcher._lines.values() for job in line.jobs]
 
 
 async def test_cancelled_while_running_waits_for_the_lane(bench) -> None:
@@ -312,7 +316,7 @@ async def test_a_lost_device_is_told_of() -> None:
     model = Doubler("m", [])
     model.trouble = [DeviceLost("the device was lost; the server restarts")]
     with pytest.raises(DeviceLost):
-        await batcher.run(model, row(1), 1)
+        await batcher.run(model, row(1))
     assert lost == [True]
     lanes.close()
 
@@ -340,10 +344,11 @@ async def test_a_short_call_runs_without_a_hop(bench) -> None:
 def test_only_what_was_seen_to_be_short_is_short() -> None:
     pace = Pace(bound=1.0)
     for seconds in (9.0, 0.5, 0.5):  # the first is always slow, and is not counted
-        assert not pace.is_short(("g", 1))
-        pace.told(("g", 1), seconds)
-    assert pace.is_short(("g", 1))
-    assert not pace.is_short(("g", 64))
+        assert not pace.is_short("g", ((2,),), 1)
+        pace.told("g", ((2,),), 1, seconds)
+    assert pace.is_short("g", ((2,),), 1)
+    assert not pace.is_short("g", ((2,),), 64)
+    assert not pace.is_short("g", ((3,),), 1)
     for _ in range(10):
-        pace.told(("g", 1), 5.0)
-    assert not pace.is_short(("g", 1)), "it has become slow"
+        pace.told("g", ((2,),), 1, 5.0)
+    assert not pace.is_short("g", ((2,),), 1), "it has become slow"

@@ -36,7 +36,7 @@ MUTANTS = {
     ),
     "an unload does not wait for leases": (
         "runtime.cache",
-        "        while residency.leases:\n            await residency.idle.wait()\n",
+        "        await residency.emptied()\n",
         "",
     ),
     "bytes are free before they are": (

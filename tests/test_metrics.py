@@ -69,7 +69,7 @@ def test_counts_and_a_silent_observer_satisfy_the_protocol(counts):
     for observer in observers:
         observer.answered("m", "hit", 0.001, 1)
         observer.refused("", "NOT_FOUND")
-        observer.queued("m", 0.001)
+        observer.queued("m", [0.001])
         observer.computed("m", 0.001, 1, 1)
         observer.loaded(spec(), 10, {"fetch": 0.1}, 0.2)
         observer.load_failed(spec(), "StoreUnreachable", 0.2)
@@ -104,7 +104,7 @@ def test_requests_by_outcome_and_how_they_met_their_model(counts):
 
 
 def test_work_loads_and_evictions(counts):
-    counts.queued("m", 0.003)
+    counts.queued("m", [0.003])
     counts.computed("m", 0.02, rows=12, requests=5)
     counts.loaded(spec(), 100, {"fetch": 0.5, "copy": 0.01, "??": 9.0}, 0.6)
     counts.load_failed(spec(), "ArtifactRefused", 0.1)

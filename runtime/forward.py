@@ -1,0 +1,101 @@
+"""A batch through its model: one tensor an input, one call, an answer a request.
+
+Owns: how jobs become one call, what each gets of its outputs, and what becomes of them
+when it fails. Must not: queue, wait, or know the event loop: it runs in a lane, or
+wherever a call is known to be short.
+
+What a request gets does not depend on who shares its call, within what the device's
+kernels make of the same row in a batch of another size: BLAS sums in another order, so
+floats may differ in their last bits; integers and booleans are equal.
+"""
+
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from loader.errors import DeviceFull, DeviceLost
+from loader.load import Model
+from runtime.conformance import Fitted
+from runtime.contents import Part, joined, part_of, tensor_of
+
+LOST = (torch.AcceleratorError, DeviceLost)
+
+Outcome = list[Part] | Exception
+"""The outputs of one request, or why there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What became of each request of a call, and the seconds it took."""
+
+    outcomes: Sequence[Outcome]
+    seconds: float
+
+
+def forward(model: Model, batch: Sequence[Fitted]) -> Ended:
+    """One call for all; should it fail, one call each, so that one bad request (or a
+    batch too large for the memory left) takes no other down with it."""
+    began = time.perf_counter()
+    outcomes: Sequence[Outcome]
+    if len(batch) == 1:
+        outcomes = [alone(model, batch[0])]
+    else:
+        # Not in the `except`: there the failed call's tensors would still be held.
+        outcomes = _together(model, batch) or [alone(model, asked) for asked in batch]
+    return Ended(outcomes, time.perf_counter() - began)
+
+
+def alone(model: Model, asked: Fitted) -> Outcome:
+    """One request as one call."""
+    try:
+        return _call(model, tuple([tensor_of(piece) for piece in asked.pieces]))
+    except LOST:
+        raise  # nobody's own fault, and no other call can succeed (runtime/lanes.py)
+    except Exception as error:  # noqa: BLE001 - the caller's to hear, not the batch's
+        if _out_of_memory(error):
+            return DeviceFull("the device has no memory left to run this request")
+        # Its traceback holds the forward's frame and so every activation, for as long
+        # as anybody holds the error: in a cycle of frames until the next collection.
+        traceback.clear_frames(error.__traceback__)
+        return error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """The CPU allocator raises a plain RuntimeError; the text is its only sign."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )
+
+
+def _together(model: Model, batch: Sequence[Fitted]) -> list[list[Part]]:
+    """Each request's outputs; none at all if the call failed."""
+    try:
+        columns = zip(*[asked.pieces for asked in batch], strict=True)
+        whole = _call(model, tuple([joined(column) for column in columns]))
+        return split(whole, [asked.rows for asked in batch])
+    except Exception:  # noqa: BLE001 - tried one by one, and then told to each
+        return []
+
+
+def split(whole: Sequence[Part], rows: Sequence[int]) -> list[list[Part]]:
+    """Each request's share of the outputs: views, and no tensor is made for one."""
+    for part in whole:
+        if part.array.shape[0] != sum(rows):
+            raise ValueError("an output without a row for each of the inputs'")
+    shares, at = [], 0
+    for count in rows:
+        end = at + count
+        shares.append([Part(datatype, array[at:end]) for datatype, array in whole])
+        at = end
+    return shares
+
+
+def _call(model: Model, inputs: tuple[torch.Tensor, ...]) -> list[Part]:
+    device = model.device
+    if device.type == "cpu":
+        return [part_of(output) for output in model.forward(inputs)]
+    outputs = model.forward(tuple([t.to(device, non_blocking=True) for t in inputs]))
+    return [part_of(output.cpu()) for output in outputs]
