@@ -161,6 +161,11 @@ def part_of(tensor: torch.Tensor) -> Part:
     return Part(datatype, bits.numpy())
 
 
+def to_raw(tensor: torch.Tensor) -> bytes:
+    """The tensor's elements in row-major order, whatever its strides are."""
+    return part_of(tensor).array.tobytes()
+
+
 def array_of(piece: Piece) -> Array:
     """A view of the piece's memory, for a look at its values."""
     return np.ndarray(piece.shape, _NUMPY[piece.datatype], piece.data)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from protos import open_inference_pb2 as pb
-from runtime.contents import from_values, to_raw
+from runtime.contents import from_values, tensor_of, to_raw
 from runtime.datatypes import NAMES, TORCH
 from runtime.engine import Answer
 from runtime.errors import BadRequest
@@ -69,7 +69,7 @@ def written(answer: Answer, asked: Asked) -> tuple[bytes, int | None]:
         shape = list(tensor.shape)
         output: Json = {"name": name, "datatype": datatype, "shape": shape}
         if asked.binary.get(name, asked.binary_else):
-            raws.append(to_raw(datatype, tensor))
+            raws.append(to_raw(tensor))
             output["parameters"] = {"binary_data_size": len(raws[-1])}
         else:
             output["data"] = _values(name, tensor)
@@ -123,12 +123,12 @@ def _packed(name: str, datatype: str, shape: Sequence[int], data: Json) -> bytes
         raise BadRequest(f"input '{name}' has a value that is no {datatype}")
     wide = datatype if datatype not in ("FP16", "BF16") else "FP32"
     try:
-        tensor = from_values(wide, (len(values),), values)
+        piece = from_values(wide, (len(values),), values)
     except (OverflowError, ValueError):
-        tensor = None
-    if tensor is None:
+        piece = None
+    if piece is None:
         raise BadRequest(f"input '{name}' has a value outside {datatype}")
-    return to_raw(datatype, tensor.to(TORCH[datatype]))
+    return to_raw(tensor_of(piece).to(TORCH[datatype]))
 
 
 def _flat(name: str, data: Json) -> list[Json]:
