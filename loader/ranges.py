@@ -16,6 +16,7 @@ in any order, several at once; others wait for those before them, in memory.
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 from cachetools import LRUCache
 
@@ -81,7 +82,9 @@ class Reading:
         self._known = etag
         self.etag = etag
         """Of the file, as the store says; None if it does not."""
-        self._beginning = asyncio.get_running_loop().create_future()
+        self._beginning: asyncio.Future[bytes] = (
+            asyncio.get_running_loop().create_future()
+        )
         self._sink: Sink | None = None
         self._opened = self._before = asyncio.Event()
         starts = range(0, spec.weights.size, CHUNK)
@@ -91,12 +94,12 @@ class Reading:
         ]
 
     async def beginning(self) -> bytes:
-        """As much of the file as has the whole header in it, or its first range."""
-        waited = (self._beginning, *self._workers)
+        """The file up to the end of the header, or of its first range."""
+        waited: list[asyncio.Future[Any]] = [self._beginning, *self._workers]
         await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         if not self._beginning.done():  # then a worker has failed
             await asyncio.gather(*self._workers)
-        return bytes(self._beginning.result())
+        return self._beginning.result()
 
     async def pour(self, sink: Sink) -> None:
         """Give it every byte. Nothing is given to it any more when this returns."""
@@ -168,10 +171,11 @@ class Reading:
         """Is the header there? `piece`: the one that came last, None if all did."""
         if self._beginning.done():
             return
-        came = b"".join(held)
-        wanted = LENGTH_BYTES + int.from_bytes(came[:LENGTH_BYTES], "little")
-        if piece is None or len(came) >= wanted:
-            self._beginning.set_result(came)
+        length = int.from_bytes(held[0][:LENGTH_BYTES], "little") if held else 0
+        wanted, came = LENGTH_BYTES + length, sum(map(len, held))
+        if piece is None or came >= wanted:
+            most = min(wanted, came)
+            self._beginning.set_result(b"".join(part[:most] for part in held)[:most])
 
     async def _fetch(self, start: int, end: int) -> AsyncGenerator[memoryview, None]:
         file = self._spec.weights

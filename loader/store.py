@@ -55,9 +55,10 @@ DENIED_LISTING = re.compile(r"status code: 40[13]\b")
 """obstore says of a listing that was refused no more than this, in its text."""
 
 
-PIECE = 1 << 20
+PIECE = 4 << 20
 """Bytes that are handed on at a time, at least: while they are copied and hashed the
-next are on their way, and what they lay in is used again."""
+next are on their way. With pieces of 1 MiB, handing them on cost a fifth more CPU time
+and won nothing, behind a link of 30 ms either."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,9 @@ NICE = 10
 def stand_back() -> None:
     """What a thread that loads does first: leave the cores to those who answer.
 
-    On Linux a thread has a priority of its own. With two cores and loads under way, the
-    p99 of a resident model was less than half of what it is without (bench/storm.py).
+    On Linux a thread has a priority of its own. It does not help against the
+    interpreter's lock (runtime/loading.py does); what loads cost a resident model is
+    measured by bench/storm.py.
     """
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
