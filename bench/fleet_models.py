@@ -4,16 +4,18 @@ Owns: making them, and the right answer of each. Must not: measure.
 """
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from bench.floor_server import mlp
+from bench.load_models import spec_of
 from bench.traffic import example
+from loader.digest import FileRef, chunked
+from loader.manifest import write_manifest
 from loader.pack import export, write
 from loader.pack_weights import safetensors_bytes
 
@@ -52,9 +54,10 @@ def _store(pattern: Path, there: Path, state: Mapping[str, torch.Tensor]) -> Non
     """Another model of a packed one's graph. (`write` tries every model out against the
     module and waits for the disk: right for a store, 20 seconds for this one.)"""
     shutil.copytree(pattern, there)
-    weights = safetensors_bytes(state)
-    said = json.loads((there / "model.json").read_text())
-    said["weights"]["size"] = len(weights)
-    said["weights"]["sha256"] = hashlib.sha256(weights).hexdigest()
-    (there / said["weights"]["file"]).write_bytes(weights)
-    (there / "model.json").write_text(json.dumps(said))
+    spec = spec_of(pattern)
+    data = safetensors_bytes(state)
+    name = spec.weights.name
+    digest = hashlib.sha256(data).hexdigest()
+    weights = FileRef(name, len(data), digest, chunked(data))
+    (there / name).write_bytes(data)
+    (there / "model.json").write_bytes(write_manifest(replace(spec, weights=weights)))
