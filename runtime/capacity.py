@@ -2,9 +2,12 @@
 
 Owns: the ladder, its points, and the sentences about them. Must not: read or print.
 
-Each point is a simulation of its own (eviction/simulate/waits.py): the policies that
-matter here have no stack property. What a cache of one size holds tells nothing exact
-about a larger one, so there is no single pass that would answer for all sizes.
+Each point is a simulation of its own (eviction/simulate/waits.py): what a cache of one
+size holds tells nothing exact about a larger one. LRU is the exception, and its loads
+come for all sizes from one pass (eviction/simulate/stack.py). Sampling the models
+(C. Waldspurger et al., "Cache Modeling and Optimization using Miniature Simulations",
+ATC 2017) would make every policy cheap, but needs tens of thousands of models: a fleet
+of some hundred has a few that decide.
 """
 
 import multiprocessing
@@ -14,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import pairwise
 
+from eviction.simulate.stack import lru_curve
 from eviction.simulate.trace import Trace
 from eviction.simulate.waits import Machine, simulate_waits
 from runtime.simulate import policy_named
@@ -52,6 +56,12 @@ def ladder(trace: Trace, steps: int = STEPS) -> list[int]:
     ratio = (trace.total_bytes / low) ** (1.0 / max(steps - 1, 1))
     rungs = {min(int(low * ratio**i), trace.total_bytes) for i in range(steps - 1)}
     return sorted(rungs | {trace.total_bytes})
+
+
+def lru_ladder(trace: Trace, budgets: Sequence[int]) -> list[float]:
+    """Seconds LRU would load at each budget, loads taking no time: one pass for all."""
+    curve = lru_curve(trace)
+    return [curve.missed_cost(budget) for budget in budgets]
 
 
 def survey(

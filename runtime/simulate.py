@@ -18,8 +18,10 @@ from eviction.policy import Policy
 from eviction.simulate.bounds import Clairvoyant, linear_bound, packed_bound
 from eviction.simulate.replay import Misses, replay
 from eviction.simulate.trace import Trace
+from eviction.simulate.waits import Machine, simulate_waits
 
-CLAIRVOYANT = ("belady", "belady-cost", "packed", "lp")
+BOUNDS = {"packed": packed_bound, "lp": linear_bound}
+CLAIRVOYANT = ("belady", "belady-cost", *BOUNDS)
 """Rows that know the future; feasible but for the last, which nothing can beat."""
 
 LP_REQUESTS = 100_000
@@ -27,8 +29,18 @@ LP_REQUESTS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """How long requests waited, hits included, when loads took their time."""
+
+    mean_s: float
+    p50_s: float
+    p99_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
-    """One policy at one budget. `misses` is None for a bound, which counts seconds."""
+    """One policy at one budget. `misses` is None for a bound, which counts seconds;
+    `wait` where it was asked for."""
 
     policy: str
     share: float
@@ -36,15 +48,17 @@ class Cell:
     missed_cost: float
     misses: Misses | None
     took_s: float
+    wait: Wait | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a worker is asked."""
+    """What a worker is asked. `speed` of the trace's clock: waits are wanted too."""
 
     policy: str
     share: float
     budget: int
+    speed: float | None = None
 
 
 def budget_of(trace: Trace, share: float) -> int:
@@ -53,11 +67,14 @@ def budget_of(trace: Trace, share: float) -> int:
 
 
 def jobs_of(
-    trace: Trace, shares: Sequence[float], policies: Sequence[str]
+    trace: Trace,
+    shares: Sequence[float],
+    policies: Sequence[str],
+    speed: float | None = None,
 ) -> list[Job]:
     """The dearest first, so that no core waits for a late long one."""
     jobs = [
-        Job(policy, share, budget_of(trace, share))
+        Job(policy, share, budget_of(trace, share), speed)
         for policy in policies
         for share in shares
     ]
@@ -108,14 +125,21 @@ def policy_named(name: str, trace: Trace) -> Policy:
 
 def _cell(trace: Trace, job: Job) -> Cell:
     began = time.perf_counter()
-    if job.policy in ("packed", "lp"):
-        bound = packed_bound if job.policy == "packed" else linear_bound
-        cost, misses = bound(trace, job.budget), None
+    misses, wait = None, None
+    if job.policy in BOUNDS:
+        cost = BOUNDS[job.policy](trace, job.budget)
     else:
         misses = replay(trace, policy_named(job.policy, trace), job.budget)
         cost = misses.missed_cost
+        wait = None if job.speed is None else _wait(trace, job, job.speed)
     took = time.perf_counter() - began
-    return Cell(job.policy, job.share, job.budget, cost, misses, took)
+    return Cell(job.policy, job.share, job.budget, cost, misses, took, wait)
+
+
+def _wait(trace: Trace, job: Job, speed: float) -> Wait:
+    machine = Machine(job.budget, speed=speed)
+    waits = simulate_waits(trace, policy_named(job.policy, trace), machine)
+    return Wait(waits.mean, waits.quantile(0.50), waits.quantile(0.99))
 
 
 _adopted: list[Trace] = []

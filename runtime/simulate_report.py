@@ -7,6 +7,7 @@ matplotlib is an optional extra; without it the page has its tables only.
 import base64
 import html
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 
@@ -35,6 +36,8 @@ p.note {{ color: #5a6775; }}
 """
 
 HEADINGS = ("policy", "requests missed", "bytes missed", "loading", "loading, LRU = 1")
+WAITS = ("mean wait", "p99 wait")
+"""Columns of their own, where somebody asked for waits."""
 
 
 def budgets_of(cells: Sequence[Cell]) -> list[tuple[float, int]]:
@@ -42,8 +45,14 @@ def budgets_of(cells: Sequence[Cell]) -> list[tuple[float, int]]:
     return sorted({(cell.share, cell.budget) for cell in cells})
 
 
+def headings_of(cells: Sequence[Cell]) -> tuple[str, ...]:
+    """What there is to show."""
+    return HEADINGS + (WAITS if any(cell.wait for cell in cells) else ())
+
+
 def rows_at(cells: Sequence[Cell], budget: int) -> list[tuple[str, ...]]:
     """The rows of one table, the cheapest first."""
+    with_waits = len(headings_of(cells)) > len(HEADINGS)
     here = sorted((c for c in cells if c.budget == budget), key=lambda c: c.missed_cost)
     lru = next((c.missed_cost for c in here if c.policy == "lru"), 0.0)
     rows: list[tuple[str, ...]] = []
@@ -56,9 +65,16 @@ def rows_at(cells: Sequence[Cell], budget: int) -> list[tuple[str, ...]]:
                 f"{misses.byte_ratio:.2%}" if misses else "",
                 f"{cell.missed_cost:,.1f} s",
                 f"{cell.missed_cost / lru:.3f}" if lru else "",
+                *(_waited(cell) if with_waits else ()),
             )
         )
     return rows
+
+
+def _waited(cell: Cell) -> tuple[str, str]:
+    if cell.wait is None:
+        return "", ""
+    return f"{cell.wait.mean_s * 1e3:,.1f} ms", f"{cell.wait.p99_s:.3f} s"
 
 
 def title_of(share: float, budget: int) -> str:
@@ -70,7 +86,7 @@ def show(console: Console, cells: Sequence[Cell]) -> None:
     """One table a budget."""
     for share, budget in budgets_of(cells):
         table = Table(title=title_of(share, budget), title_justify="left")
-        for i, heading in enumerate(HEADINGS):
+        for i, heading in enumerate(headings_of(cells)):
             table.add_column(heading, justify="right" if i else "left")
         for row in rows_at(cells, budget):
             table.add_row(*row)
@@ -95,6 +111,7 @@ def as_json(trace: Trace, notes: Sequence[str], cells: Sequence[Cell]) -> object
                 "byte_ratio": cell.misses.byte_ratio if cell.misses else None,
                 "cost_ratio": cell.misses.cost_ratio if cell.misses else None,
                 "evictions": cell.misses.evictions if cell.misses else None,
+                "wait": asdict(cell.wait) if cell.wait else None,
             }
             for cell in cells
         ],
@@ -167,7 +184,7 @@ def write_page(
             ),
             tables="".join(
                 f"<h2>{html.escape(title_of(share, budget))}</h2>"
-                + _table(rows_at(cells, budget))
+                + _table(headings_of(cells), rows_at(cells, budget))
                 for share, budget in budgets_of(cells)
             ),
         ),
@@ -175,8 +192,8 @@ def write_page(
     )
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    head = "".join(f"<th>{html.escape(h)}</th>" for h in HEADINGS)
+def _table(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> str:
+    head = "".join(f"<th>{html.escape(h)}</th>" for h in headings)
     body = "".join(
         f'<tr class="{"best" if row[0] == "tournament" else ""}">'
         + "".join(f"<td>{html.escape(value)}</td>" for value in row)

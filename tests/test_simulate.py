@@ -13,6 +13,7 @@ from eviction.lru import Lru
 from eviction.policies import POLICIES
 from eviction.simulate.bounds import Clairvoyant, linear_bound, packed_bound
 from eviction.simulate.replay import replay
+from eviction.simulate.stack import lru_curve
 from eviction.simulate.trace import Trace, TraceRefused
 from eviction.simulate.waits import Machine, simulate_waits
 
@@ -80,6 +81,30 @@ def test_no_policy_beats_the_linear_bound(name: str) -> None:
         lower, upper = linear_bound(trace, budget), packed_bound(trace, budget)
         assert lower <= upper
         assert lower <= replay(trace, POLICIES[name](), budget).missed_cost
+
+
+@given(
+    st.lists(st.integers(0, 5), max_size=60),
+    st.lists(st.integers(1, 9), min_size=6, max_size=6),
+    st.integers(9, 60),
+)
+def test_one_pass_counts_what_lru_counts_at_every_size(
+    ids: list[int], nbytes: list[int], budget: int
+) -> None:
+    trace = trace_of(ids, nbytes, [0.5, 1.0, 2.0, 4.0, 8.0, 16.0])
+    held: list[int] = []  # the last used at the end
+    misses, cost = 0, 0.0
+    for m in ids:
+        if m in held:
+            held.remove(m)
+        else:
+            misses, cost = misses + 1, cost + trace.reload_s[m]
+            while sum(nbytes[x] for x in [*held, m]) > budget:
+                held.pop(0)
+        held.append(m)
+    curve = lru_curve(trace)
+    assert curve.misses(budget) == misses
+    assert curve.missed_cost(budget) == pytest.approx(cost)
 
 
 def test_everything_fits_and_only_first_requests_miss() -> None:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
+from bench.policies import plain_lru
 from eviction.simulate.trace import Trace, TraceRefused
 from runtime.capacity import GIB, Point, advise, ladder, point_at, worth_of_a_gib
 from runtime.commands import Failed
@@ -144,6 +145,30 @@ def test_simulate_compares_and_writes_a_page(recorded: Path, tmp_path: Path) -> 
     assert (out / "simulate.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_simulate_tells_waits_where_they_are_asked_for(
+    recorded: Path, tmp_path: Path
+) -> None:
+    arguments = [str(recorded), "--budget", "20%", "--policy", "lru,packed"]
+    arguments += ["--out", str(tmp_path), "--workers", "1"]
+    without = CliRunner().invoke(app_of(simulate), arguments)
+    assert "p99 wait" not in without.output
+    result = CliRunner().invoke(
+        app_of(simulate),
+        [*arguments, "--waits", "--speed", "3"],
+        env={"COLUMNS": "120"},
+    )
+    assert result.exit_code == 0, result.output
+    assert "p99 wait" in result.output
+    cells = json.loads((tmp_path / "simulate.json").read_text())["cells"]
+    lru, packed = sorted(cells, key=lambda cell: cell["policy"])
+    trace, _ = read_trace(recorded)
+    again = point_at(trace, "lru", budget_of(trace, 0.2), 3.0)
+    assert packed["wait"] is None
+    told = (lru["wait"]["mean_s"], lru["wait"]["p50_s"], lru["wait"]["p99_s"])
+    assert told == (again.mean_s, again.p50_s, again.p99_s)
+    assert f"{again.p99_s:.3f} s" in (tmp_path / "simulate.html").read_text()
+
+
 def test_a_page_escapes_the_names_it_was_given(tmp_path: Path) -> None:
     trace = Trace("<script>", [0.0], [0], ["m"], [10], [1.0])
     cells = run(trace, jobs_of(trace, [1.0], ["lru"]), 1)
@@ -235,6 +260,8 @@ def test_plan_ends_with_one_sentence(recorded: Path, tmp_path: Path) -> None:
     trace, _ = read_trace(recorded)
     again = point_at(trace, "gdsf", budgets[3], 1.0)
     assert found["points"][3]["loading_s"] == again.loading_s
+    lru = [p["lru_loading_s"] for p in found["points"]]
+    assert lru == pytest.approx([plain_lru(trace, budget) for budget in budgets])
     assert (out / "plan.png").read_bytes().startswith(b"\x89PNG")
 
 
