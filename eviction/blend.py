@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from itertools import repeat
 from math import sqrt
 
-from eviction.known import Known
 from eviction.lhd import AGE_BIN, Lhd
 from eviction.rate import Rate
 
@@ -21,10 +20,10 @@ from eviction.rate import Rate
 class Blend:
     """`rate` and `lhd` over one set of records; the tournament asks them alone too."""
 
-    def __init__(self) -> None:
-        self._known: dict[str, Known] = {}
-        self.rate = Rate(known=self._known)
-        self.lhd = Lhd(known=self._known)
+    def __init__(self, rate: Rate | None = None, lhd: Lhd | None = None) -> None:
+        self.rate = rate or Rate()
+        self._known = self.rate.known()
+        self.lhd = lhd or Lhd(self._known)
 
     def __repr__(self) -> str:
         return f"<Blend of {self.rate!r} and {self.lhd!r}>"

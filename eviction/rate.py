@@ -23,9 +23,6 @@ from eviction.known import STRANGER, Known
 HALF_LIVES = (0.5, 4.0, 32.0)
 """In requests per known model: docs/decisions/0010-policies.md."""
 
-STEADY = (4.0, 16.0, 64.0)
-"""For traffic that hardly changes: the tournament lets it duel with the above."""
-
 _LN2 = 0.6931471805599453
 _RESCALE_AT = 2.0**300
 _NEGLIGIBLE = 2.0**-10
@@ -106,6 +103,10 @@ class Rate:
             for k, c in zip(known, reload_s, strict=True)
         ]
 
+    def known(self) -> dict[str, Known]:
+        """The records, for who shares them."""
+        return self._known
+
     def _rescale(self) -> None:
         """Bring the weights back to 1; drop those who are gone and hardly counted."""
         short, middle, long = 1.0 / self._short, 1.0 / self._middle, 1.0 / self._long
@@ -119,3 +120,19 @@ class Rate:
                 gone.append(model)
         for model in gone:
             del self._known[model]
+
+
+class Steady(Rate):
+    """The longest average alone: for traffic that hardly changes.
+
+    Only another way to read `rate`'s counts, which is told for both.
+    """
+
+    def __init__(self, rate: Rate) -> None:
+        super().__init__(known=rate.known())
+        self._rate = rate
+
+    def weights(self) -> tuple[float, float, float]:
+        """All on the long one."""
+        _, _, long = self._rate.weights()
+        return 0.0, 0.0, 3.0 * long

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from eviction.blend import Blend
 from eviction.gds import Gds
 from eviction.gdsf import Gdsf
-from eviction.rate import STEADY, Rate
+from eviction.rate import Steady
 from eviction.shadow import Shadow
 
 MEMORY = 10.0
@@ -56,13 +56,15 @@ class Tournament:
     """Starts as the blend, the best single one on the families we chose it on."""
 
     def __init__(self) -> None:
-        # What these three learn does not depend on what they hold: told once for all.
+        # What these five learn does not depend on what they hold: told once for all.
         self._blend = blend = Blend()
+        steady = Steady(blend.rate)
         self._shadows = (
             Shadow("blend", blend, told=True),
             Shadow("rate", blend.rate, told=True),
             Shadow("lhd", blend.lhd, told=True),
-            Shadow("rate-steady", Rate(STEADY)),
+            Shadow("blend-steady", Blend(steady, blend.lhd), told=True),
+            Shadow("rate-steady", steady, told=True),
             Shadow("gdsf", Gdsf()),
             Shadow("gdsf-fresh", Gdsf(ghosts=False)),
             Shadow("gds", Gds()),
