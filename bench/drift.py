@@ -7,14 +7,19 @@ else the machine does is shared.
 
 A cold wait is the time to the answer of a request that did not find its model resident
 (as many of the slowest as the server counted such); mean and p99 of those, the mean
-over all requests, and loads a second of serving.
+over all requests, and loads a second of serving. Which models are asked for decides
+how long a cold wait is, and which are kept decides how many there are: a policy that
+keeps many small ones leaves the larger to be waited for, so the mean over *all*
+requests is what it should be judged by.
+
+Each server's own access log is then replayed by the simulator (eviction/simulate/
+waits.py): what it says of loads and waits stands beside what was measured.
 """
 
 import argparse
 import asyncio
 import random
 import tempfile
-import time
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,8 +33,11 @@ from bench.process import Server, servers
 from bench.result import Figure, console, finish, parser
 from bench.traffic import Stored, fleet, request, shares
 from eviction.policies import DEFAULT, POLICIES
+from eviction.simulate.waits import Machine, simulate_waits
+from runtime.bounds import Bounds
 from runtime.engine import Snapshot
 from runtime.report import decode
+from runtime.trace_file import read_trace
 
 EPILOG = """examples:
   python -m bench.drift --quick
@@ -37,6 +45,8 @@ EPILOG = """examples:
 
 ALPHA, BUDGET = 0.9, 0.1
 TRADE_EVERY = 50
+RUN_S = 0.002
+"""What a forward pass pins its model for, in the simulator."""
 TURN = 250
 """Requests of one server before the other gets the same."""
 
@@ -49,6 +59,8 @@ class Seen:
     seconds: float = 0.0
     cold: int = 0
     loads: int = 0
+    foretold_loads: int = 0
+    foretold_mean_s: float = 0.0
 
     def waits(self) -> list[float]:
         """The cold ones, ascending."""
@@ -72,19 +84,19 @@ def drifting(names: Sequence[str], length: int, seed: int) -> list[str]:
 async def alternate(
     up: Sequence[Server], stream: Sequence[str], seconds: float, callers: int
 ) -> dict[str, Seen]:
-    """Turn by turn, who goes first changing, until the time or the stream is over."""
+    """Turn by turn, who goes first changing, until each has had its seconds."""
     seen = {server.name: Seen() for server in up}
-    until = time.perf_counter() + seconds
     with Progress(console=console) as progress:
-        bar = progress.add_task("drift", total=seconds)
+        bar = progress.add_task("drift", total=seconds * len(up))
         async with dialled(up[0].grpc) as first, dialled(up[1].grpc) as second:
             pairs = [(up[0].name, first), (up[1].name, second)]
             for at in range(0, len(stream), TURN):
                 for name, call in pairs:
                     await turn(call, stream[at : at + TURN], callers, seen[name])
                 pairs.reverse()
-                progress.update(bar, completed=seconds - until + time.perf_counter())
-                if time.perf_counter() > until:
+                spent = [one.seconds for one in seen.values()]
+                progress.update(bar, completed=sum(spent))
+                if min(spent) > seconds:
                     break
     for server in up:
         told = status(server)
@@ -117,15 +129,25 @@ def measure(options: argparse.Namespace) -> tuple[list[Stored], dict[str, Seen]]
             2 * max(model.nbytes for model in models),
         )
         stream = drifting([model.name for model in models], 200_000, options.seed)
+        logs = {policy: Path(name) / f"{policy}.csv" for policy in options.policies}
         commands = [
             (policy, ["bench.drift_server", "--store", str(store), "--policy", policy,
-                      "--budget", str(budget)])
-            for policy in options.policies
+                      "--budget", str(budget), "--access-log", str(log)])
+            for policy, log in logs.items()
         ]  # fmt: skip
         with servers(commands, Path(name)) as up:
-            return models, asyncio.run(
-                alternate(up, stream, options.seconds, options.callers)
-            )
+            found = asyncio.run(alternate(up, stream, options.seconds, options.callers))
+        for policy, log in logs.items():  # whole, now that the servers have ended
+            foretell(log, policy, budget, found[policy])
+        return models, found
+
+
+def foretell(log: Path, policy: str, budget: int, seen: Seen) -> None:
+    """What the simulator makes of the traffic the server logged."""
+    trace, _ = read_trace(log)
+    machine = Machine(budget, slots=Bounds().concurrent_loads, run_s=RUN_S)
+    waits = simulate_waits(trace, POLICIES[policy](), machine)
+    seen.foretold_loads, seen.foretold_mean_s = waits.loads, waits.mean
 
 
 def figures(found: dict[str, Seen]) -> dict[str, Figure]:
@@ -140,6 +162,8 @@ def figures(found: dict[str, Seen]) -> dict[str, Figure]:
             "p99_ms": 1e3 * quantile(seen.latencies, 0.99),
             "loads_per_s": seen.loads / seen.seconds,
             "loads_per_request": seen.loads / len(seen.latencies),
+            "simulated_loads_per_request": seen.foretold_loads / len(seen.latencies),
+            "simulated_mean_ms": 1e3 * seen.foretold_mean_s,
         }
     told = {
         f"{key}_{policy}": Figure(value, "ms" if key.endswith("ms") else "")
@@ -182,7 +206,10 @@ def read_options() -> argparse.Namespace:
         "--models", type=int, metavar="N", help="Default: 300, quick 150"
     )
     command.add_argument(
-        "--seconds", type=float, metavar="S", help="Default: 180, quick 20"
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="of traffic for each policy. Default: 180, quick 12",
     )
     command.add_argument(
         "--callers", type=int, default=4, metavar="N", help="at a time. Default: 4"
@@ -196,7 +223,7 @@ def read_options() -> argparse.Namespace:
     )
     options = command.parse_args()
     options.models = options.models or (150 if options.quick else 300)
-    options.seconds = options.seconds or (20.0 if options.quick else 180.0)
+    options.seconds = options.seconds or (12.0 if options.quick else 180.0)
     options.policies = options.policies.split(",")
     if len(set(options.policies)) != 2 or set(options.policies) - set(POLICIES):
         command.error(f"--policies: two of {', '.join(POLICIES)}")

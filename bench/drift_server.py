@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--store", required=True)
     parser.add_argument("--policy", required=True)
     parser.add_argument("--budget", required=True)
+    parser.add_argument("--access-log", required=True)
     options = parser.parse_args()
     logs.configure("json", "info")
     ports = {"device": "cpu", "grpc_port": 0, "http_port": 0}

@@ -50,7 +50,7 @@ class Fleet:
         return [float(s) for s in seconds]
 
 
-def _trace(
+def drawn(
     name: str, times: NDArray[np.float64], ids: NDArray[np.int64], n: int, seed: int
 ) -> Trace:
     order = np.argsort(times, kind="stable")
@@ -74,7 +74,7 @@ def servegen(seed: int) -> Trace:
         for row in csv.DictReader(file):
             times.append(float(row["t_seconds"]))
             ids.append(index.setdefault(row["model_id"], len(index)))
-    return _trace("servegen", np.asarray(times), np.asarray(ids), len(index), seed)
+    return drawn("servegen", np.asarray(times), np.asarray(ids), len(index), seed)
 
 
 def zipf(
@@ -93,12 +93,12 @@ def zipf(
     rank = rng.permutation(n)
     parts = []
     for at in range(0, requests, every):
-        drawn = rng.random(min(every, requests - at))
-        parts.append(rank[np.minimum(np.searchsorted(cumulated, drawn), n - 1)])
+        chance = rng.random(min(every, requests - at))
+        parts.append(rank[np.minimum(np.searchsorted(cumulated, chance), n - 1)])
         if moved := int(drift * n):
             who = rng.choice(n, moved, replace=False)
             rank[who] = rank[rng.permutation(who)]
-    return _trace(name, np.arange(requests) / 20.0, np.concatenate(parts), n, seed)
+    return drawn(name, np.arange(requests) / 20.0, np.concatenate(parts), n, seed)
 
 
 def bursty(
@@ -123,7 +123,7 @@ def bursty(
         at = at[(at >= 0) & (at < span)]
         times.append(at)
         ids.append(np.full(len(at), m))
-    return _trace("bursty", np.concatenate(times), np.concatenate(ids), n, seed)
+    return drawn("bursty", np.concatenate(times), np.concatenate(ids), n, seed)
 
 
 def diurnal(
@@ -142,7 +142,7 @@ def diurnal(
     model, at = np.nonzero(counts)
     counts = counts[model, at]
     times = np.repeat(at * 600.0, counts) + rng.random(counts.sum()) * 600.0
-    return _trace("diurnal", times, np.repeat(model, counts), n, seed)
+    return drawn("diurnal", times, np.repeat(model, counts), n, seed)
 
 
 def passing(seed: int, n: int = 1500, requests: int = 70_000) -> Trace:
@@ -161,7 +161,7 @@ def passing(seed: int, n: int = 1500, requests: int = 70_000) -> Trace:
         at = np.minimum(at, float(requests))
         times.append(at)
         ids.append(np.full(len(at), m))
-    return _trace("passing", np.concatenate(times), np.concatenate(ids), n, seed)
+    return drawn("passing", np.concatenate(times), np.concatenate(ids), n, seed)
 
 
 FAMILIES: Mapping[str, Callable[[int], Trace]] = {

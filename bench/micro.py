@@ -52,12 +52,12 @@ class Step:
         }
 
 
-def measure(seconds: float, only: str) -> list[Step]:
+def measure(seconds: float, only: str, suite: Path = SUITE) -> list[Step]:
     """Run the suite in a process of its own, so that nothing here is in its way."""
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "benchmark.json"
         command = [
-            *(sys.executable, "-m", "pytest", "-q", str(SUITE), "--rootdir", str(ROOT)),
+            *(sys.executable, "-m", "pytest", "-q", str(suite), "--rootdir", str(ROOT)),
             # The suite's own settings skip benchmarks and end tests after 20 s.
             *("-c", str(ROOT / "pyproject.toml"), "-o", "addopts=", "--timeout=0"),
             *("-p", "no:cacheprovider", "--import-mode=importlib"),

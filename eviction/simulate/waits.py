@@ -7,7 +7,8 @@ Owns: the waiting times. Must not: be finer than it says. What is modelled, and 
   (delayed hits); a request whose model is loading waits for the rest of the load;
 - `slots` loads run at a time, the others queue in the order of their first request;
 - a load needs its bytes free before it starts: the plan picks victims among residents
-  nobody uses, and the head of the queue waits when they are not enough;
+  nobody uses, those that have not stayed as long as their load took last, and the head
+  of the queue waits when they are not enough;
 - behind the VRAM lies a host tier of `near_bytes`, LRU by bytes: who falls out of VRAM
   falls into it, and comes back in `near_s` instead of `reload_s`.
 """
@@ -67,6 +68,7 @@ class _Run:
         self.trace, self.policy, self.machine = trace, policy, machine
         self.free = machine.budget
         self.resident: dict[int, int] = {}  # model -> runs that pin it
+        self.came: dict[int, tuple[float, float]] = {}  # when its load ended, and took
         self.waiting: dict[int, list[float]] = {}  # model that is to come -> arrivals
         self.queue: deque[int] = deque()
         self.loading = 0
@@ -113,6 +115,7 @@ class _Run:
             self.loads += 1
             self.loading_s += took
             self.resident[model] = 0
+            self.came[model] = (when, took)
             name = self.trace.names[model]
             self.policy.on_load(name, self.trace.nbytes[model], took, when)
             for arrived in self.waiting.pop(model):
@@ -156,6 +159,8 @@ class _Run:
                 [trace.names[m] for m in idle],
                 [trace.nbytes[m] for m in idle],
                 [self.reload_s(m) for m in idle],
+                since=[self.came[m][0] for m in idle],
+                load_s=[self.came[m][1] for m in idle],
             ),
             need,
             now,
