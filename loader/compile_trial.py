@@ -21,7 +21,8 @@ MOST_ELEMENTS = 1 << 14
 USUAL = (2, 3, 7, 16)
 FASTER = 1.05
 """Less is within the noise, and not worth code that could go wrong."""
-REPEATS = 5
+TOGETHER, ENOUGH_S = 4, 0.03
+"""Calls timed together, and CPU seconds spent on one size (once, if it takes more)."""
 SEED = 23
 
 Sizes = dict[str, int]
@@ -144,11 +145,15 @@ def _alike(mine: torch.Tensor, wanted: torch.Tensor) -> bool:
 def _ratio(
     eager: Forward, compiled: Forward, tensors: tuple[torch.Tensor, ...]
 ) -> float:
-    """Eager's time by the compiled's: best of a few, in turns."""
-    best = [math.inf, math.inf]
-    for _ in range(REPEATS):
+    """Eager's time by the compiled's: best of some, in turns. CPU time of this thread:
+    at our priority a busy machine has us wait between any two instructions."""
+    best, spent = [math.inf, math.inf], 0.0
+    while spent < ENOUGH_S:
         for at, run in enumerate((eager, compiled)):
-            began = time.perf_counter()
-            run(*tensors)
-            best[at] = min(best[at], time.perf_counter() - began)
+            began = time.thread_time()
+            for _ in range(TOGETHER):
+                run(*tensors)
+            took = time.thread_time() - began
+            best[at] = min(best[at], took)
+            spent += took
     return best[0] / best[1]

@@ -22,10 +22,14 @@ from torch._C import _aoti
 from loader.graph import Forward
 
 Tensors = tuple[torch.Tensor, ...]
+Sizes = tuple[torch.Size, ...]
 
 SHORT_S = 200e-6
 """A call this short keeps the GIL: handing it over costs 7 us and more, which is most
 of what an MLP takes; a longer one would stop every other thread."""
+
+RECENT = 0.3
+"""The weight of the last call in what is expected of the next."""
 
 MOST_SIZES = 4096
 """Sizes of inputs remembered as meeting the terms."""
@@ -147,7 +151,8 @@ class Compiled:
         self._weights = weights
         self._terms = terms
         self._dtypes = tuple(term.dtype for term in terms.inputs)
-        self._seconds: dict[tuple[torch.Size, ...], float] = {}
+        self._count = weights + len(terms.inputs)
+        self._seconds: dict[Sizes | None, float] = {}
         self.failure = ""
         """Why it is retired; empty while it is not."""
         self.calls = 0
@@ -157,42 +162,46 @@ class Compiled:
 
     def __call__(self, *tensors: torch.Tensor) -> Tensors:
         """The outputs, of the code where it can be."""
-        inputs = tensors[self._weights :]
-        shapes = tuple([tensor.shape for tensor in inputs])
-        seconds = self._seconds.get(shapes)
+        sizes = self._sizes(tensors)
+        seconds = -1.0 if sizes is None else self._seconds.get(sizes)
         if seconds is None:
-            seconds = self._first(shapes)
-        if self.failure or seconds < 0.0 or not self._plain(inputs):
+            seconds = self._first(sizes)
+        if seconds < 0.0 or self.failure:
             self.declined += 1
             return self._eager(*tensors)
-        return self._called(tensors, shapes, seconds)
-
-    def _first(self, shapes: tuple[torch.Size, ...]) -> float:
-        """Sizes not seen before: seconds they may take, below 0 if not on our terms."""
-        if len(self._seconds) >= MOST_SIZES:
-            self._seconds.clear()
-        met = self._terms.meet(shapes)
-        self._seconds[shapes] = seconds = 2 * SHORT_S if met else -1.0
-        return seconds
-
-    def _plain(self, inputs: Tensors) -> bool:
-        for tensor, dtype in zip(inputs, self._dtypes, strict=True):
-            if tensor.dtype is not dtype or not tensor.is_contiguous():
-                return False
-        return True
-
-    def _called(
-        self, tensors: Tensors, shapes: tuple[torch.Size, ...], seconds: float
-    ) -> Tensors:
         run = self._code.held if seconds < SHORT_S else self._code.freed
         began = time.perf_counter()
         try:
             outputs = run(tensors)
         except Exception as error:  # noqa: BLE001 - whatever it is, eager is asked
             return self._without(tensors, error)
-        self._seconds[shapes] = time.perf_counter() - began
+        # Bounded: a call that was preempted says little about the next one.
+        took = min(time.perf_counter() - began, 2 * SHORT_S)
+        self._seconds[sizes] = seconds + (took - seconds) * RECENT
         self.calls += 1
         return outputs
+
+    def _sizes(self, tensors: Tensors) -> Sizes | None:
+        """The sizes of the inputs; None where the code would misread one."""
+        if len(tensors) != self._count:
+            return None
+        sizes = []
+        for dtype, tensor in zip(self._dtypes, tensors[self._weights :], strict=True):
+            if tensor.dtype is not dtype or not tensor.is_contiguous():
+                return None
+            sizes.append(tensor.shape)
+        return tuple(sizes)
+
+    def _first(self, sizes: Sizes | None) -> float:
+        """Sizes not seen before: seconds they may take, below 0 if not on our terms."""
+        if sizes is None:
+            return -1.0
+        if len(self._seconds) >= MOST_SIZES:
+            self._seconds.clear()
+        self._seconds[sizes] = seconds = (
+            2 * SHORT_S if self._terms.meet(sizes) else -1.0
+        )
+        return seconds
 
     def _without(self, tensors: Tensors, error: Exception) -> Tensors:
         self.declined += 1
