@@ -9,6 +9,8 @@ import http.client
 import json
 import socket
 
+from runtime.envoy.bootstrap import LISTENER
+
 TIMEOUT_S = 5.0
 LOOK_AGAIN_S = 0.02
 
@@ -20,7 +22,7 @@ class Admin:
         self._path = path
 
     async def listening(self) -> list[str]:
-        """The addresses Envoy listens on; returns when it does."""
+        """The addresses Envoy listens on, our listener's first; waits until it does."""
         while True:
             try:
                 if await self._ask("GET", "/ready") == "LIVE\n":
@@ -29,9 +31,12 @@ class Admin:
                 pass  # not yet
             await asyncio.sleep(LOOK_AGAIN_S)
         answer = json.loads(await self._ask("GET", "/listeners?format=json"))
+        ours_first = sorted(
+            answer["listener_statuses"], key=lambda one: one["name"] != LISTENER
+        )
         return [
             _dialled(address["socket_address"])
-            for listener in answer["listener_statuses"]
+            for listener in ours_first
             for address in (
                 listener["local_address"],
                 *listener.get("additional_local_addresses", ()),

