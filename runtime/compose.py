@@ -217,6 +217,7 @@ def _engine(
         lambda model, waits, rows, seconds: engine.ran(model, waits, rows, seconds),
         settings.max_waiting,
         settings.batching,
+        settings.max_queue_delay,
     )
     engine = LocalEngine(
         catalog,

@@ -214,6 +214,13 @@ class Settings(BaseSettings):
         description="Run requests that wait for one model as one call, up to the "
         "model's max_batch_size. Default: on.",
     )
+    max_queue_delay: Seconds = Field(
+        0.0,
+        title="SECONDS",
+        description="How long a request may wait for others of its model to share its "
+        "call, in seconds ('0.002'). With 0 it shares it with those that come in the "
+        "same turn of the event loop, and waits for nobody. Default: 0.",
+    )
     compile: Literal["off", "auto"] = Field(
         "off",
         title="MODE",
