@@ -76,6 +76,8 @@ class Plan:
     fleet: Sequence[Stored]
     stream: Sequence[str]
     device: str
+    ahead: float = 0.0
+    """Of the fleet, for what is prefetched."""
 
     def share(self, part: float) -> str:
         """So much of the fleet's bytes."""
@@ -91,6 +93,7 @@ class Plan:
             "host_cache": self.share(HOST),
             "disk_cache": str(self.folder / disk),
             "disk_cache_size": self.share(DISK),
+            "prefetch": self.share(self.ahead),
         }
         store = Far(LocalStore(self.folder / "store"), "file")
         settings = load(flags, None, {})

@@ -16,7 +16,7 @@ from pathlib import Path
 from loader.arena import Block
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.files import OpenFile
-from loader.host import HostTier
+from loader.host import Copies
 from loader.manifest import ModelSpec
 from loader.memory import carry
 from loader.model import Filled
@@ -47,7 +47,7 @@ class Filler:
         plans: Plans,
         executor: Executor,
         pool: Pool | None,
-        host: HostTier | None,
+        host: Copies | None,
         spool: Spool | None,
     ) -> None:
         self._store = store

@@ -14,8 +14,9 @@ into a copy (no fetch, no digest) for as many bytes again; it is off unless aske
 from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -35,6 +36,22 @@ class Kept:
     placed: Placed
     users: int = 0
     """Loads that copy from it right now: it may not go."""
+
+
+class Copies(Protocol):
+    """Where a load may copy verified bytes from."""
+
+    def using(self, digest: str) -> AbstractContextManager[Kept | None]:
+        """The bytes, which stay for as long as the block lasts; None if not here."""
+        ...
+
+    def buffer(self, kept: Kept) -> torch.Tensor:
+        """Its bytes."""
+        ...
+
+    def returned(self, digest: str) -> None:
+        """The model is on the device again."""
+        ...
 
 
 class HostTier:

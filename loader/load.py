@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 
 import structlog
 
+from loader.ahead import Ahead
 from loader.arena import ONE_SLAB, Block, rounded
 from loader.errors import StoreUnreachable
 from loader.fill import Filler
@@ -57,6 +58,7 @@ class Loader:
         pool: Pool | None = None,
         host: HostTier | None = None,
         spool: Spool | None = None,
+        ahead: Ahead | None = None,
         told: Told = lambda tier, nbytes, seconds: None,
     ) -> None:
         self._shelf = shelf
@@ -68,9 +70,13 @@ class Loader:
         self._plans = Plans()
         self._models: dict[Block, Model] = {}
         self.slabs = Slabs(memory, capacity, self._moved, self._may_move)
+        pool, copies = pool or Pool(4, memory.device), ahead or host
         self._filler = Filler(
-            store, self.slabs, self._plans, executor, pool, host, spool
+            store, self.slabs, self._plans, executor, pool, copies, spool
         )
+        self._ahead = ahead
+        if ahead is not None:
+            ahead.fills_from(store, self._plans, executor, pool, spool)
         self.idle: Callable[[str], bool] = lambda key: False
         self._loads: dict[str, int] = {}
 
@@ -99,7 +105,7 @@ class Loader:
             arena.cost, arena.held, len(arena.slabs), arena.fragmentation,
             arena.compactions, arena.moved_bytes,
         )  # fmt: skip
-        below = (self._host, self._spool)
+        below = (self._ahead, self._host, self._spool)
         return Tiers(
             space, dict(self._loads), tuple(t.tier() for t in below if t is not None)
         )
@@ -107,7 +113,7 @@ class Loader:
     def bytes_below(self, spec: ModelSpec) -> dict[str, int]:
         """The model's bytes in the tiers below the device."""
         digest, size = spec.weights.identity, spec.weights.size
-        tiers = {"host": self._host, "disk": self._spool}
+        tiers = {"ahead": self._ahead, "host": self._host, "disk": self._spool}
         return {
             name: size
             for name, tier in tiers.items()

@@ -121,6 +121,15 @@ class Catalog:
             raise ModelNotFound(model)
         return [str(version) for version in sorted(found)]
 
+    def of(self, key: str) -> ModelSpec | None:
+        """The manifest of a model by its key, if it is the one believed now."""
+        model, _, version = key.rpartition("@")[0].rpartition(":")
+        for asked in ("", version):
+            entry = self._entries.get((model, asked))
+            if entry is not None and entry.spec.key == key:
+                return entry.spec
+        return None
+
     def doubt(self, spec: ModelSpec) -> None:
         """The store does not hold what this manifest says: read it anew next time."""
         for version in ("", spec.version):

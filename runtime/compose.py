@@ -21,6 +21,7 @@ from eviction.ledger import Ledger
 from eviction.policies import POLICIES
 from eviction.policy import Policy
 from loader.load import Loader
+from loader.manifest import ModelSpec
 from loader.model import Model
 from loader.store import Store
 from runtime import access_log, collector, journal
@@ -34,10 +35,11 @@ from runtime.devices import lanes_of, pick_device, share_cores
 from runtime.engine import Engine
 from runtime.lanes import Lanes
 from runtime.level import measured, watched
-from runtime.loading import loading
+from runtime.loading import Bringing, loading
 from runtime.local import LocalEngine
 from runtime.metrics import Metrics
 from runtime.observer import Observer
+from runtime.prefetch import Listening, World, prefetching
 from runtime.prewarm import Wishes, prewarm, resident
 from runtime.rest import ServerInfo, application, listening
 from runtime.server import Options, Serving, start
@@ -135,14 +137,18 @@ async def composed(
     share_cores(device, lanes_of(settings, device))
     ledger, costs = Ledger(0), Costs()
     async with contextlib.AsyncExitStack() as stack:
-        loader, turns = await stack.enter_async_context(
+        bringing = await stack.enter_async_context(
             loading(settings, store, device, ledger, costs)
         )
+        loader = bringing.loader
         level = stack.enter_context(measured(settings, device, loader, ledger))
         policy = await stack.enter_async_context(_policy(settings, costs, ledger))
+        listening = Listening(policy)
+        if settings.prefetch:
+            policy = listening
         cache = _cache(settings, loader, policy, ledger, observer, level.at_best)
         _acquaint(loader, cache, costs)
-        cache.turns = turns
+        cache.turns = bringing.turns
         lanes = Lanes(device, lanes_of(settings, device), on_lost)
         stack.callback(lanes.close)
         engine = _engine(settings, store, cache, lanes, observer)
@@ -161,6 +167,7 @@ async def composed(
         await stack.enter_async_context(
             _prewarmed(settings.prewarm, engine, cache, loader)
         )
+        await stack.enter_async_context(_prefetched(listening, bringing, engine, cache))
         yield engine
 
 
@@ -265,6 +272,27 @@ async def _prewarmed(
     finally:
         await _ended(task)
         wishes.write(resident(cache))
+
+
+@contextlib.asynccontextmanager
+async def _prefetched(
+    listening: Listening,
+    bringing: Bringing,
+    engine: LocalEngine,
+    cache: ModelCache[Model],
+) -> AsyncIterator[None]:
+    """What the recent past says comes next is fetched behind our back."""
+    if bringing.ahead is None:
+        yield
+        return
+
+    def wanted(spec: ModelSpec) -> bool:
+        near = {"ahead", "host"} & bringing.loader.bytes_below(spec).keys()
+        return spec.key not in cache.residencies and not near
+
+    world = World(engine.known, wanted, cache.clock)
+    async with prefetching(listening, bringing.ahead, bringing.turns, world):
+        yield
 
 
 async def _first(

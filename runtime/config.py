@@ -280,6 +280,14 @@ class Settings(BaseSettings):
         "commas between, or a file with one a line (say ./hot.txt: anything with a "
         "'/'), which is written anew when the server drains. Default: none.",
     )
+    prefetch: Bytes = Field(
+        0,
+        title="SIZE",
+        description="Host memory for models that are thought to be asked for next "
+        "('512MiB'): those that follow others, or come at regular times. It is worth "
+        "it for pipelines and timed jobs, and not for traffic without such order: see "
+        "hotset_prefetch_* in the metrics. 0 is off. Default: 0.",
+    )
     history: str = Field(
         "",
         title="FILE",

@@ -8,12 +8,14 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from eviction.costs import Costs
 from eviction.ledger import Ledger
+from loader.ahead import Ahead
 from loader.errors import DeviceFull
 from loader.graphs import GraphShelf
 from loader.host import HostTier
@@ -34,17 +36,25 @@ class Unservable(Exception):
     """The settings ask for something this machine does not have; says what to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Bringing:
+    """The loader, the order of its chunks, and the memory for what may come next."""
+
+    loader: Loader
+    turns: Turns
+    ahead: Ahead | None
+
+
 @contextlib.asynccontextmanager
 async def loading(
     settings: Settings, store: Store, device: torch.device, ledger: Ledger, costs: Costs
-) -> AsyncIterator[tuple[Loader, Turns]]:
-    """A loader whose arena has what the ledger has, and the order of its chunks.
-    Raises Unservable."""
+) -> AsyncIterator[Bringing]:
+    """A loader whose arena has what the ledger has. Raises Unservable."""
     turns = Turns()
     threads = ThreadPoolExecutor(settings.concurrent_loads, "loader", stand_back)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_taking_turns())
-        host, spool = None, None
+        host, ahead, spool = None, None, None
         try:
             pool = Pool(settings.concurrent_loads, device)
             stack.callback(pool.close)
@@ -52,10 +62,14 @@ async def loading(
                 host = HostTier(settings.host_cache, device, threads)
                 stack.callback(host.close)
                 await asyncio.to_thread(host.reserve)
+            if settings.prefetch:
+                ahead = Ahead(settings.prefetch, device, host, settings.load_timeout)
+                stack.callback(ahead.close)
+                await asyncio.to_thread(ahead.reserve)
         except DeviceFull as error:
             raise Unservable(
-                "the host has not the memory that --host-cache asks for, or the "
-                "container may not lock it (ulimit -l); ask for less"
+                "the host has not the memory that --host-cache and --prefetch ask "
+                "for, or the container may not lock it (ulimit -l); ask for less"
             ) from error
         if settings.disk_cache:
             spool = Spool(Path(settings.disk_cache), settings.disk_cache_size)
@@ -73,10 +87,11 @@ async def loading(
             pool=pool,
             host=host,
             spool=spool,
+            ahead=ahead,
             told=costs.told,
         )
         stack.callback(loader.slabs.close)
-        yield loader, turns
+        yield Bringing(loader, turns, ahead)
 
 
 @contextlib.contextmanager

@@ -248,6 +248,10 @@ class LocalEngine:
         """Why it is here or not, who would leave for it; loads and evicts nothing."""
         return explain(self._cache, await self._find(model, version), self._policy)
 
+    def known(self, key: str) -> ModelSpec | None:
+        """What the catalog believes of a model that was met, by its key."""
+        return self._catalog.of(key)
+
     async def drain(self) -> None:
         """Refuse new work, let leases end, cancel loads, free every byte."""
         first, self.ready = self.ready, False

@@ -26,6 +26,7 @@ def tier_metrics(tiers: Tiers) -> Iterator[Metric]:
         loads.add_metric((tier,), tiers.loads.get(tier, 0))
     yield loads
     yield from _below(tiers.below)
+    yield from _prefetch(tiers.below)
 
 
 def _space(space: Space) -> Iterator[Metric]:
@@ -76,3 +77,19 @@ def _below(tiers: tuple[Tier, ...]) -> Iterator[Metric]:
         for tier in tiers:
             counter.add_metric((tier.name,), read(tier))
         yield counter
+
+
+def _prefetch(tiers: tuple[Tier, ...]) -> Iterator[Metric]:
+    """Of the guesses: how many were worth it."""
+    for tier in tiers:
+        if tier.name == "ahead":
+            yield CounterMetricFamily(
+                "hotset_prefetch_useful",
+                "Models prefetched and then asked for.",
+                value=tier.hits,
+            )
+            yield CounterMetricFamily(
+                "hotset_prefetch_wasted",
+                "Models prefetched and dropped unused.",
+                value=tier.evictions,
+            )

@@ -177,6 +177,7 @@ def _memory(bytes_by_tier: Mapping[str, int]) -> list[pb.MemoryUsage]:
     usage = []
     pinned = any(tier.startswith("cuda") for tier in bytes_by_tier)
     kind = {"cuda": "GPU", "cpu": "CPU", "host": "CPU_PINNED" if pinned else "CPU"}
+    kind["ahead"] = kind["host"]
     for tier, nbytes in bytes_by_tier.items():
         device, _, number = tier.partition(":")
         if device in kind:
