@@ -49,6 +49,7 @@ class Shadow:
     ) -> None:
         """Bring it in, unless it is there; evict by the expert's own density."""
         old = self._resident.pop(model, None)
+        self._came.pop(model, None)
         if old is not None:
             self._held -= old[0]
         if budget is not None and nbytes <= budget:
@@ -56,7 +57,7 @@ class Shadow:
                 self._evict(now)
         self._resident[model] = (nbytes, reload_s)
         self._held += nbytes
-        if old is None and self._queue:
+        if self._queue:
             self._came[model] = None
         if old is None and not self._told:
             self.policy.on_load(model, nbytes, reload_s, now)

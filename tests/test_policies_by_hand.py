@@ -266,6 +266,17 @@ def test_a_newcomer_worth_less_than_the_queue_leaves_before_it() -> None:
     assert not shadow.request("free", 0.0)
 
 
+def test_a_newcomer_that_comes_again_larger_makes_room_like_any_other() -> None:
+    shadow = Shadow("cost", AsDearAsItsLoad())
+    for i in range(256):
+        shadow.load(f"m{i}", 1, 1.0, 0.0, 256)
+    shadow.load("grows", 1, 0.5, 0.0, 256)  # m0 leaves, m1.. are queued
+    shadow.load("grows", 4, 0.5, 0.0, 256)  # m1, m2 and m3 leave, not itself
+    assert repr(shadow) == "<Shadow cost: 253 hold 256 bytes>"
+    assert shadow.request("grows", 0.0)
+    assert not shadow.request("m3", 0.0)
+
+
 def test_the_tournament_follows_whoever_pays_least() -> None:
     """A loop one larger than the cache: recency always errs, frequency settles."""
     tournament = Tournament()
