@@ -9,7 +9,7 @@ byte is given back, gRPC ends, then HTTP, then the threads.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import version
 from typing import Literal
 
@@ -40,7 +40,7 @@ from runtime.local import LocalEngine
 from runtime.metrics import Metrics
 from runtime.observer import Observer
 from runtime.prefetch import Listening, World, prefetching
-from runtime.prewarm import Wishes, prewarm, resident
+from runtime.prewarm import prewarmed
 from runtime.rest import ServerInfo, application, listening
 from runtime.server import Options, Serving, start
 from runtime.statistics import Statistics
@@ -110,13 +110,16 @@ async def _announce(engine: Engine, grpc: str, http: str) -> None:
         log.warning("hardly any model fits", capacity=snapshot.capacity)
 
 
-async def grpc_of(engine: Engine, settings: Settings) -> Serving:
+async def grpc_of(
+    engine: Engine, settings: Settings, reuse_port: bool = False
+) -> Serving:
     """The gRPC server of an engine, listening as the settings say."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     options = Options(
         max_message_bytes=settings.max_message,
         grace=settings.grace,
         name=settings.server_name,
+        reuse_port=reuse_port,
     )
     return await start(engine, address=f"{host}:{settings.grpc_port}", options=options)
 
@@ -127,8 +130,11 @@ async def composed(
     observer: Observer,
     on_lost: Callable[[], None] = lambda: None,
     store: Store | None = None,
+    residents: Sequence[tuple[str, str]] | None = None,
 ) -> AsyncIterator[LocalEngine]:
     """An engine as the settings say, drained and taken apart when the block is left.
+
+    `residents`: brought in behind our back, in the place of what --prewarm says.
 
     Raises ValueError (the store's URL), Unservable, runtime.nvml.GaugeUnavailable.
     """
@@ -153,7 +159,7 @@ async def composed(
         stack.callback(lanes.close)
         engine = _engine(settings, store, cache, lanes, observer)
         engine.measured, engine.tiers = level.first.used, loader.tiers
-        engine.bytes_below = loader.bytes_below
+        engine.bytes_below, engine.longest_forward = loader.bytes_below, lanes.longest
         stack.push_async_callback(engine.drain)
         stack.callback(loader.stop_keeping)
         if settings.compile == "auto":
@@ -165,7 +171,7 @@ async def composed(
             )
         await stack.enter_async_context(watched(settings, level, cache, engine, loader))
         await stack.enter_async_context(
-            _prewarmed(settings.prewarm, engine, cache, loader)
+            prewarmed(settings.prewarm, engine, cache, loader.size, residents)
         )
         await stack.enter_async_context(_prefetched(listening, bringing, engine, cache))
         yield engine
@@ -255,23 +261,6 @@ async def _policy(
                 access_log.kept(settings.access_log, settings.access_log_size, policy)
             )
         yield policy
-
-
-@contextlib.asynccontextmanager
-async def _prewarmed(
-    setting: str, engine: LocalEngine, cache: ModelCache[Model], loader: Loader
-) -> AsyncIterator[None]:
-    """Models come in behind our back; who was in is written down at the end."""
-    if not setting:
-        yield
-        return
-    wishes = Wishes(setting)
-    task = asyncio.create_task(prewarm(wishes.read(), engine, cache, loader.size))
-    try:
-        yield
-    finally:
-        await _ended(task)
-        wishes.write(resident(cache))
 
 
 @contextlib.asynccontextmanager

@@ -241,6 +241,27 @@ class Settings(BaseSettings):
         "machine code that the server runs: it must be its own user's, with mode 700. "
         "Empty: kept for the life of the process. Default: empty.",
     )
+    frontends: int = Field(
+        0,
+        ge=0,
+        le=64,
+        title="COUNT",
+        description="Processes that answer callers, beside one that has the device and "
+        "the models and is replaced when it is lost. 0: one process does it all. "
+        "Default: 0.",
+    )
+    predict_timeout: Interval = Field(
+        30.0,
+        title="SECONDS",
+        description="With --frontends: a forward that runs for so long, or an engine "
+        "that does not stir for so long (in seconds), is hung: it is replaced. "
+        "Default: 30.",
+    )
+    pin: bool = Field(
+        False,
+        description="With --frontends: a core for each front end, all others for the "
+        "engine, where there are enough. Default: off.",
+    )
     max_graphs: int = Field(
         256,
         ge=1,

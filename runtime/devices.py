@@ -47,13 +47,18 @@ def share_cores(device: torch.device, lanes: int) -> None:
     """The lanes are the parallelism: small models gain nothing from more threads a
     call, and threads of several calls would fight for the same cores."""
     if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // lanes))
+        torch.set_num_threads(max(1, cores() // lanes))
 
 
 def default_lanes(device: torch.device) -> int:
     """A lane for each core up to four; on a GPU two, so that one copies while the
     other computes (each stream has cuBLAS workspaces of its own: 64 MiB)."""
-    return 2 if device.type == "cuda" else min(4, os.cpu_count() or 1)
+    return 2 if device.type == "cuda" else min(4, cores())
+
+
+def cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def lanes_of(settings: Settings, device: torch.device) -> int:

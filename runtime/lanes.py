@@ -11,7 +11,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar, TypeVarTuple, Unpack
+from typing import TypeVar, TypeVarTuple, Unpack, cast
 
 import structlog
 import torch
@@ -39,6 +39,7 @@ class Lanes:
         self.inline = device.type == "cpu"
         """True if calls may run on the event loop; on a GPU they would wait there."""
         self._on_lost = on_lost
+        self._began: dict[asyncio.Future[object], float] = {}
         self._stream = threading.local()
         self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
 
@@ -53,8 +54,14 @@ class Lanes:
         self.free -= 1
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._pool, self._run, forward)
+        self._began[cast("asyncio.Future[object]", future)] = loop.time()
         future.add_done_callback(self._freed)
         return future
+
+    def longest(self) -> float:
+        """Seconds that the oldest forward in a lane has been running."""
+        first = next(iter(self._began.values()), None)
+        return 0.0 if first is None else asyncio.get_running_loop().time() - first
 
     def run_here(self, forward: Callable[[Unpack[Ts]], T], *args: *Ts) -> T:
         """Run a call that is known to be short on the calling thread."""
@@ -67,6 +74,7 @@ class Lanes:
 
     def _freed(self, future: "asyncio.Future[T]") -> None:
         self.free += 1
+        del self._began[cast("asyncio.Future[object]", future)]
         if not future.cancelled() and isinstance(future.exception(), DeviceLost):
             self._on_lost()
 

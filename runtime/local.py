@@ -80,6 +80,8 @@ class LocalEngine:
         """What the loader tells of the tiers (loader/load.py)."""
         self.compiler: Compiler | None = None
         """Where graphs are compiled; None: all run eagerly."""
+        self.longest_forward: Callable[[], float] = lambda: 0.0
+        """Seconds that the oldest forward has been running (runtime/lanes.py)."""
         self.ready = True
 
     async def predict(self, request: Request, again: bool = False) -> Answer:

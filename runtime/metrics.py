@@ -43,6 +43,8 @@ class Metrics:
     def __init__(self, counts: Counts, version: str) -> None:
         self._counts = counts
         self._version = version
+        self.restarts: Mapping[str, int] | None = None
+        """How often the engine's process was replaced, by reason; None: it is ours."""
         self._process = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=self._process)
         GCCollector(registry=self._process)
@@ -72,6 +74,8 @@ class Metrics:
         yield from tier_metrics(snapshot.tiers)
         yield from compile_metrics(snapshot.compiled)
         yield from self._by_model(snapshot)
+        if self.restarts is not None:
+            yield _restarts(self.restarts)
         yield from self._process.collect()
 
     def _requests(self) -> Iterator[Metric]:
@@ -227,6 +231,17 @@ def _now(snapshot: Snapshot) -> Iterator[Metric]:
     for state, count in states.read().items():
         residents.add_metric((state,), count)
     yield residents
+
+
+def _restarts(reasons: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(
+        "hotset_engine_restarts",
+        "Times the engine's process was replaced, by reason.",
+        labels=("reason",),
+    )
+    for reason, count in reasons.items():
+        family.add_metric((reason,), count)
+    return family
 
 
 def _sizes(snapshot: Snapshot, known: Callable[[str], bool]) -> dict[str, int]:

@@ -10,7 +10,7 @@ before a request (its loads are not urgent: runtime/door.py, loader/turns.py).
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -127,3 +127,28 @@ async def prewarm(
         if done % TELL_EVERY == 0:
             log.info("prewarming", done=done, of=len(wishes), failed=failed)
     log.info("prewarm ends", done=done, failed=failed)
+
+
+@contextlib.asynccontextmanager
+async def prewarmed(
+    setting: str,
+    engine: Loads,
+    cache: ModelCache[Model],
+    size: Callable[[ModelSpec], int],
+    residents: Sequence[tuple[str, str]] | None,
+) -> AsyncIterator[None]:
+    """Models come in behind our back: those of `residents`, or else what the setting
+    says. Who was in at the end is written to the setting's file, if it names one."""
+    if not setting and not residents:
+        yield
+        return
+    wishes = Wishes(setting)
+    wanted = wishes.read() if residents is None else residents
+    task = asyncio.create_task(prewarm(wanted, engine, cache, size))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        wishes.write(resident(cache))

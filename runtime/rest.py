@@ -36,6 +36,8 @@ from runtime.asgi.vigil import Vigil
 from runtime.engine import Engine
 from runtime.failures import forget_frames
 from runtime.limits import MAX_MESSAGE_BYTES
+from runtime.ports import BACKLOG, listener
+from runtime.ports import CannotListen as CannotListen
 from runtime.report import About, Report, encode
 from runtime.rest_models import Models
 from runtime.status import answer_to
@@ -43,7 +45,6 @@ from runtime.status import answer_to
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 FRESH = {"cache-control": "no-store"}
-BACKLOG = 128
 IDLE_S = 65
 """Connections that are idle for so long are closed; load balancers keep theirs 60 s."""
 HEAD_S = 10.0
@@ -72,10 +73,6 @@ class Exposition(Protocol):
     async def exposition(self, engine: Engine, accept: str) -> tuple[bytes, str]:
         """The page and its content type, in the format that `accept` asks for."""
         ...
-
-
-class CannotListen(Exception):
-    """The address is taken, or is not ours to take."""
 
 
 def application(
@@ -180,6 +177,15 @@ async def listening(app: Starlette, host: str, port: int) -> AsyncIterator[int]:
 
     Raises CannotListen. If the server dies by itself, leaving the block raises why.
     """
+    opened = listener(host, port)
+    async with answering(app, opened):
+        # It listens already: who connects before the server is up is answered then.
+        yield opened.getsockname()[1]
+
+
+@contextlib.asynccontextmanager
+async def answering(app: Starlette, opened: socket.socket) -> AsyncIterator[None]:
+    """Serve `app` on a socket that listens, others beside us perhaps."""
     server = _Embedded(
         uvicorn.Config(
             app,
@@ -198,11 +204,9 @@ async def listening(app: Starlette, host: str, port: int) -> AsyncIterator[int]:
             limit_concurrency=CONCURRENT,
         )
     )
-    listener = _listen(host, port)
-    serving = asyncio.create_task(server.serve([listener]))
+    serving = asyncio.create_task(server.serve([opened]))
     try:
-        # It listens already: who connects before the server is up is answered then.
-        yield listener.getsockname()[1]
+        yield
     finally:
         server.should_exit = True
         await serving
@@ -252,22 +256,3 @@ class _Impatient(H11Protocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket, bound before anything is promised."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    # A restart must not wait for the connections of the last run to time out.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
-        raise CannotListen(
-            f"cannot listen on {host}:{port}: is another server there already? "
-            "Choose another port (0: a free one)"
-        ) from error
-    listener.setblocking(False)
-    return listener

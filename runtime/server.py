@@ -37,14 +37,11 @@ from runtime.limits import (
 )
 from runtime.limits import Options as Options
 from runtime.methods import Method, Service
+from runtime.ports import CannotListen as CannotListen
 from runtime.services import services_of
 from runtime.status import Code
 
 _log = structlog.get_logger()
-
-
-class CannotListen(Exception):
-    """The address is taken, or is not ours to take."""
 
 
 class Serving:

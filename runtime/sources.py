@@ -42,20 +42,43 @@ def load(
 
     Raises SettingsRefused, whose message names what is wrong and where it stands.
     """
-    if config is None and environ.get(CONFIG_VARIABLE):
-        config = Path(environ[CONFIG_VARIABLE])
-    sources: list[tuple[str, Mapping[str, object]]] = [
-        (str(config), _read_file(config) if config is not None else {}),
-        ("environment", _read_environment(environ)),
-        ("flag", flags or {}),
-    ]
-    values: dict[str, object] = {}
-    for _, source in sources:
-        values |= source
+    sources = _sources(flags or {}, config, environ)
     try:
-        return Settings.model_validate(values)
+        return Settings.model_validate(_merged(sources))
     except ValidationError as error:
         raise SettingsRefused(_explain(error, sources)) from None
+
+
+def values(
+    flags: Mapping[str, object] | None = None,
+    config: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> dict[str, object]:
+    """What the settings in force are made from, for processes that shall have the same
+    whatever becomes of the file."""
+    return _merged(_sources(flags or {}, config, environ))
+
+
+Sources = Sequence[tuple[str, Mapping[str, object]]]
+
+
+def _sources(
+    flags: Mapping[str, object], config: Path | None, environ: Mapping[str, str]
+) -> Sources:
+    if config is None and environ.get(CONFIG_VARIABLE):
+        config = Path(environ[CONFIG_VARIABLE])
+    return [
+        (str(config), _read_file(config) if config is not None else {}),
+        ("environment", _read_environment(environ)),
+        ("flag", flags),
+    ]
+
+
+def _merged(sources: Sources) -> dict[str, object]:
+    merged: dict[str, object] = {}
+    for _, source in sources:
+        merged |= source
+    return merged
 
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> list[str]:
@@ -90,9 +113,7 @@ def _read_file(path: Path) -> dict[str, object]:
         raise SettingsRefused(f"--config {path} is not TOML: {error}") from None
 
 
-def _explain(
-    error: ValidationError, sources: Sequence[tuple[str, Mapping[str, object]]]
-) -> str:
+def _explain(error: ValidationError, sources: Sources) -> str:
     """One line for each setting that was refused. No value is repeated: it may be one
     that nobody should see."""
     lines = []

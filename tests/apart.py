@@ -29,8 +29,8 @@ class Pair:
     """A RemoteEngine with its requests' memory, to which engines can be introduced."""
 
     def __init__(self, **remote) -> None:
-        mine, self._theirs = region()
-        self.remote = RemoteEngine(mine, **remote)
+        self._requests = anonymous("requests", SIZE)
+        self.remote = RemoteEngine(Region(os.dup(self._requests)), **remote)
         self._met: list[tuple[Answering, asyncio.Event]] = []
 
     async def close(self) -> None:
@@ -39,6 +39,7 @@ class Pair:
         for answering, gone in self._met:
             answering.close()
             await gone.wait()
+        os.close(self._requests)
 
     async def introduce(self, engine) -> Answering:
         """An engine that answers from now on. Close what it gives, and it is lost."""
@@ -46,7 +47,12 @@ class Pair:
         written, read = region()
         exposition, gone = Metrics(Counts(), "1"), asyncio.Event()
         answering = Answering(
-            engine, exposition, self._theirs, written, asyncio.Lock(), gone.set
+            engine,
+            exposition,
+            Region(os.dup(self._requests)),
+            written,
+            asyncio.Lock(),
+            gone.set,
         )
         self._met.append((answering, gone))
         await answering.open(one)

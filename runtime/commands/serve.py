@@ -15,7 +15,13 @@ from pydantic.fields import FieldInfo
 
 from runtime.commands import Failed
 from runtime.config import Settings
-from runtime.sources import CONFIG_VARIABLE, SettingsRefused, load, unknown_variables
+from runtime.sources import (
+    CONFIG_VARIABLE,
+    SettingsRefused,
+    load,
+    unknown_variables,
+    values,
+)
 
 
 def serve(config: Path | None = None, **flags: str | bool | None) -> int:
@@ -41,7 +47,11 @@ def serve(config: Path | None = None, **flags: str | bool | None) -> int:
             "say where the models are: --store ./folder, or --store s3://bucket/prefix"
         )
     if settings.frontend == "envoy":
+        if settings.frontends:
+            raise typer.BadParameter("--frontends works with --frontend grpcio only")
         return _become_envoy(settings, given, config)
+    if settings.frontends:
+        return _watch_over(settings, values(given, config))
     return _run(settings)
 
 
@@ -61,14 +71,27 @@ def _become_envoy(
         raise Failed(str(error)) from error
 
 
-def _run(settings: Settings) -> int:
-    # What needs torch and grpc comes in only now that the settings are good.
+def _watch_over(settings: Settings, raw: Mapping[str, object]) -> int:
+    """One engine and several front ends, each in a process of its own."""
+    from runtime.ports import CannotListen
+    from runtime.tree.supervisor import CannotServe, Supervisor
+
+    async def run() -> int:
+        return await Supervisor(settings, raw).run()
+
+    _begin(settings)
+    try:
+        return asyncio.run(run())
+    except (CannotListen, CannotServe) as error:
+        raise Failed(str(error)) from error
+
+
+def _begin(settings: Settings) -> None:
+    """The first lines of the log, if the store's URL can be meant."""
     import structlog
 
     from loader.store import Store
-    from runtime import compose, logs, rest, server
-    from runtime.loading import Unservable
-    from runtime.nvml import GaugeUnavailable
+    from runtime import logs
 
     try:
         Store.open(settings.store)
@@ -79,15 +102,20 @@ def _run(settings: Settings) -> int:
     log.info("starting", **settings.shown())
     for variable in unknown_variables():
         log.warning("a variable that means nothing is ignored", variable=variable)
+
+
+def _run(settings: Settings) -> int:
+    # What needs torch and grpc comes in only now that the settings are good.
+    from runtime import compose
+    from runtime.loading import Unservable
+    from runtime.nvml import GaugeUnavailable
+    from runtime.ports import CannotListen
+
+    _begin(settings)
     try:
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             return runner.run(compose.serve(settings))
-    except (
-        Unservable,
-        GaugeUnavailable,
-        rest.CannotListen,
-        server.CannotListen,
-    ) as error:
+    except (Unservable, GaugeUnavailable, CannotListen) as error:
         raise Failed(str(error)) from error
 
 

@@ -33,6 +33,9 @@ LOOK_AGAIN_S = 0.1
 """How often it looks whether the engine is still ready; nobody tells."""
 
 
+LET_GO_S = 1.0
+
+
 class Answering:
     """`suspects`: one lock for all front ends of an engine."""
 
@@ -63,7 +66,7 @@ class Answering:
     @property
     def held(self) -> int:
         """Bytes of answers that the front end has not read yet."""
-        return self._answers.held
+        return 0 if self._stream.closed else self._answers.held
 
     async def open(self, end: socket.socket) -> None:
         """Answer what comes over `end`, until it closes."""
@@ -102,7 +105,9 @@ class Answering:
 
     def _ended(self, call: int, task: asyncio.Task[None]) -> None:
         del self._tasks[call]
-        if task.cancelled():
+        if self._stream.closed:
+            self._let_go()
+        elif task.cancelled():
             self._stream.say(Failed(call, "", "", {}))
 
     async def _predict(self, asked: Predict) -> None:
@@ -167,7 +172,16 @@ class Answering:
             self._readiness.cancel()
         for task in self._tasks.values():
             task.cancel()
+        self._let_go()
         self._left()
+
+    def _let_go(self) -> None:
+        """Of the shared memory, once no forward reads it any more."""
+        if self._tasks:
+            return
+        # What was cancelled may keep a view for as long as its frames are looked at.
+        if not (self._requests.close() and self._answers.close()):
+            asyncio.get_running_loop().call_later(LET_GO_S, self._let_go)
 
 
 _Answer = Callable[[Answering, Ask], Awaitable[object]]

@@ -9,7 +9,7 @@ While no engine is there, calls wait: until their own deadline, or `patience` se
 
 import asyncio
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 import torch
@@ -53,6 +53,7 @@ class Calls:
         self.told_ready = False
         self.lost_at = 0.0
         self.draining = False
+        self.on_lost: Callable[[], None] = lambda: None
 
     def __len__(self) -> int:
         return len(self._open)
@@ -82,10 +83,13 @@ class Calls:
         if stream is not self._stream:
             return
         noted = self._answers.note if self._answers is not None else 0
+        if self._answers is not None:
+            self._answers.close()
         self._stream = self._answers = None
         self.lost_at = self._loop.time()
         if self._open and not self.draining:
             log.warning("the engine is lost, calls wait for the next", calls=len(self))
+        self.on_lost()
         if self.draining:
             self._refuse_all()
         for pending in list(self._open.values()):

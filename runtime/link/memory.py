@@ -44,6 +44,15 @@ class Region:
         self._taken: dict[int, int] = {}
         self._touched = 0
 
+    def close(self) -> bool:
+        """Let go of it; False: somebody still looks at it. Twice does no harm."""
+        try:
+            self.bytes.release()
+            self._mapped.close()
+        except BufferError:
+            return False
+        return True
+
     @property
     def held(self) -> int:
         """Bytes in use."""

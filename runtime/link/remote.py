@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from loader.manifest import ModelSpec
@@ -58,6 +58,10 @@ class RemoteEngine:
     def held(self) -> int:
         """Bytes of requests in shared memory."""
         return self._requests.held
+
+    def when_lost(self, told: Callable[[], None]) -> None:
+        """Have somebody told of every link that is lost."""
+        self._calls.on_lost = told
 
     async def meet(self, end: socket.socket, answers: Region) -> None:
         """Ask this engine from now on, first of all what the last one left open."""

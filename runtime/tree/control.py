@@ -1,0 +1,138 @@
+"""What the supervisor and its children say to each other: rare, small, and with file
+descriptors where they belong.
+
+Owns: the messages, and one end of a socket pair that keeps their borders
+(SOCK_SEQPACKET). Must not: carry requests (runtime/link/).
+"""
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+LARGEST = 192 << 10
+"""Bytes of a message; Linux' default buffer takes 208 KiB."""
+MOST_FDS = 4
+
+
+class Begin(msgspec.Struct, tag=True):
+    """Live. `values`: the settings as they were read once, for all lives. `port`: of
+    gRPC. Descriptors: of a front end, its requests' memory and the HTTP listener."""
+
+    values: dict[str, object]
+    port: int = 0
+    residents: list[tuple[str, str]] | None = None
+    restarts: dict[str, int] = {}
+
+
+class Meet(msgspec.Struct, tag=True):
+    """An engine and a front end, introduced. Descriptors: socket, answers' memory, and
+    to the engine the requests' memory. `life`: of the engine."""
+
+    life: int
+
+
+class Stop(msgspec.Struct, tag=True):
+    """Drain and end."""
+
+
+class Up(msgspec.Struct, tag=True):
+    """It serves. `about`: for the log."""
+
+    about: dict[str, str | int] = {}
+
+
+class Unfit(msgspec.Struct, tag=True):
+    """It cannot, and why: for whoever started us."""
+
+    reason: str
+
+
+class Beat(msgspec.Struct, tag=True):
+    """The event loop turns."""
+
+
+class Residents(msgspec.Struct, tag=True):
+    """(model, version) of who is in, the last used first."""
+
+    models: list[tuple[str, str]]
+
+
+class Unlinked(msgspec.Struct, tag=True):
+    """A front end has lost its link to the engine of this life."""
+
+    life: int
+
+
+Message = Begin | Meet | Stop | Up | Unfit | Beat | Residents | Unlinked
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Message)
+
+
+class Control:
+    """One end. `heard` gets each message with its descriptors, which are its own from
+    then on; `lost` is called when the other side is gone."""
+
+    def __init__(
+        self,
+        end: socket.socket,
+        heard: Callable[[Message, Sequence[int]], None],
+        lost: Callable[[], None],
+    ) -> None:
+        end.setblocking(False)
+        self._end = end
+        self._heard = heard
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(end.fileno(), self.drain)
+
+    def say(self, message: Message, fds: Sequence[int] = ()) -> bool:
+        """False: the other side is gone, or does not listen and has not for long."""
+        try:
+            socket.send_fds(self._end, [_encoder.encode(message)], fds)
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        """Hear nothing more."""
+        if self._end.fileno() >= 0:
+            self._loop.remove_reader(self._end.fileno())
+            self._end.close()
+
+    def drain(self) -> None:
+        """Hear all that has arrived."""
+        while self._end.fileno() >= 0:
+            try:
+                data, fds, _, _ = socket.recv_fds(
+                    self._end, LARGEST + 4096, MOST_FDS, socket.MSG_CMSG_CLOEXEC
+                )
+            except BlockingIOError:
+                return
+            except OSError:
+                data, fds = b"", []
+            if not data:
+                self.close()
+                self._lost()
+                return
+            try:
+                message = _decoder.decode(data)
+            except msgspec.DecodeError:
+                for fd in fds:
+                    os.close(fd)
+                raise
+            self._heard(message, fds)
+
+
+def fitting(models: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """As many as one message takes, from the first."""
+    room, chosen = LARGEST // 2, []
+    for name, version in models:
+        room -= len(name) + len(version) + 8
+        if room < 0:
+            break
+        chosen.append((name, version))
+    return chosen

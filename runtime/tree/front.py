@@ -1,0 +1,55 @@
+"""A front end's process: gRPC and HTTP over an engine that is elsewhere.
+
+Owns: its servers, on the ports that all front ends share. Must not: hold anything that
+a caller would miss when it dies, but the caller's connection.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Sequence
+from importlib.metadata import version
+
+from runtime import compose
+from runtime.config import Settings
+from runtime.link.memory import Region
+from runtime.link.remote import RemoteEngine
+from runtime.rest import ServerInfo, answering, application
+from runtime.tree.control import Begin, Meet, Unlinked, Up
+from runtime.tree.member import Member
+
+
+async def run(
+    member: Member, begin: Begin, settings: Settings, fds: Sequence[int]
+) -> None:
+    """Serve until told to stop."""
+    requests, listener = fds
+    remote = RemoteEngine(Region(requests), settings.patience, settings.max_waiting)
+    life = 0
+
+    async def meet(message: Meet, fds: Sequence[int]) -> None:
+        nonlocal life
+        end, answers = fds
+        life = message.life
+        await remote.meet(socket.socket(fileno=end), Region(answers))
+
+    meetings: set[asyncio.Task[None]] = set()
+
+    def met(message: Meet, fds: Sequence[int]) -> None:
+        task = asyncio.ensure_future(meet(message, fds))
+        meetings.add(task)
+        task.add_done_callback(meetings.discard)
+
+    remote.when_lost(lambda: member.say(Unlinked(life)))
+    member.on_meet = met
+    info = ServerInfo(settings.server_name, version("hotset"))
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(remote.close)
+        app = application(remote, remote, info, settings.max_message)
+        await stack.enter_async_context(answering(app, socket.socket(fileno=listener)))
+        shared = settings.model_copy(update={"grpc_port": begin.port})
+        await stack.enter_async_context(
+            await compose.grpc_of(remote, shared, reuse_port=True)
+        )
+        member.say(Up())
+        await member.told_to_stop.wait()

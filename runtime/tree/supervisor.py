@@ -1,0 +1,265 @@
+"""The supervisor: one engine and its front ends, started, introduced, watched, replaced
+and ended in order.
+
+    front ends    are told to stop first: they refuse, drain, and leave
+    the engine    then gives its memory back and leaves
+
+Owns: the processes, the ports, the shared memory, and who was resident. Must not:
+import torch or grpc, see a request, or wait for a child that does not answer.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Coroutine, Mapping, Sequence
+
+import structlog
+
+from runtime.config import Settings
+from runtime.link.memory import anonymous
+from runtime.ports import listener, shared
+from runtime.tree.child import Child, Role, Slot, leave
+from runtime.tree.control import (
+    Begin,
+    Meet,
+    Message,
+    Residents,
+    Unfit,
+    Unlinked,
+    Up,
+)
+from runtime.tree.cores import Cores
+from runtime.tree.lives import Lives, reason_of
+
+log = structlog.get_logger()
+
+TICK_S = 0.25
+"""How often it looks after its children. A tick counts as no more than twice that, so
+that a machine that slept does not find all of them hung."""
+
+LEAVING_S = 5.0
+"""Beyond the grace, until a child that was told to stop is killed."""
+
+IN_FLIGHT = 4
+"""Largest messages that fit into shared memory at a time, each way and front end; more
+go through the socket."""
+
+UNLINKED_S = 2.0
+"""An engine that lives on so long without its link to a front end is replaced."""
+
+
+class CannotServe(Exception):
+    """No process could do what the settings ask; the message says why."""
+
+
+class Supervisor:
+    """One for a server. `values`: the settings as they were read."""
+
+    def __init__(self, settings: Settings, values: Mapping[str, object]) -> None:
+        self._settings = settings
+        self._values = dict(values)
+        self._loop = asyncio.get_running_loop()
+        self._cores = Cores.of(settings.pin, settings.frontends)
+        self._grpc = shared(settings.host, settings.grpc_port)
+        self._http = listener(settings.host, settings.http_port)
+        self._slots = [Slot(number) for number in range(settings.frontends)]
+        self._engine: Child | None = None
+        self._next: Child | None = None
+        self._lives = Lives()
+        self._residents: list[tuple[str, str]] | None = None
+        self._served = False
+        self._unfit = ""
+        self._about: Mapping[str, str | int] = {}
+        self._stopping = False
+        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> int:
+        """Until told to stop, or until nothing can be served; the exit code."""
+        told = self._loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(number, self._told, told)
+        self._spawn(self._live())
+        for slot in self._slots:
+            self._spawn(self._keep(slot))
+        watch = self._loop.create_task(self._watch())
+        try:
+            await asyncio.wait({told, self._over}, return_when=asyncio.FIRST_COMPLETED)
+            await self._stop()
+        finally:
+            watch.cancel()
+            for child in self._children():
+                child.kill("the end")
+            for task in self._tasks:
+                task.cancel()
+            self._grpc.close()
+            self._http.close()
+        if self._unfit:
+            raise CannotServe(self._unfit)
+        return 0
+
+    def _told(self, told: "asyncio.Future[None]") -> None:
+        if not told.done():
+            told.set_result(None)
+            return
+        # A second time: now, and as the system would have it.
+        for child in self._children():
+            child.kill("the end")
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def _spawn(self, coroutine: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("the supervisor failed", exc_info=task.exception())
+            self._give_up("a bug of ours: see the log")
+
+    def _children(self) -> list[Child]:
+        fronts = [slot.child for slot in self._slots]
+        found = [self._engine, self._next, *fronts]
+        return [child for child in found if child is not None and child.alive]
+
+    def _give_up(self, reason: str) -> None:
+        self._unfit = self._unfit or reason
+        if not self._over.done():
+            self._over.set_result(None)
+
+    # -- the engine -------------------------------------------------------------------
+
+    async def _live(self) -> None:
+        """One engine after the other."""
+        while not self._stopping:
+            life = self._lives.begin(self._loop.time())
+            engine = self._engine = self._next or self._child("engine")
+            self._next = None
+            residents = self._residents if self._lives.trusting else None
+            engine.say(Begin(self._values, 0, residents, dict(self._lives.ends)))
+            code = await engine.ended
+            self._engine = None
+            if self._stopping:
+                return
+            reason = reason_of(code, engine.killed_for)
+            if not self._served:
+                self._give_up(f"the engine {reason} before it served (code {code})")
+                return
+            wait = self._lives.end(self._loop.time(), reason)
+            log.error(
+                "the engine is replaced", reason=reason, code=code, life=life, wait=wait
+            )
+            await asyncio.sleep(wait)
+
+    def _child(self, role: Role) -> Child:
+        number = len([s for s in self._slots if s.child is not None])
+        return Child(role, self._heard, self._cores.of_child(role, number))
+
+    # -- front ends -------------------------------------------------------------------
+
+    async def _keep(self, slot: "Slot") -> None:
+        """One front end after the other, in one slot."""
+        while not self._stopping:
+            slot.lives.begin(self._loop.time())
+            slot.requests = self._memory(f"requests-{slot.number}")
+            front = slot.child = self._child("front")
+            port = self._grpc.getsockname()[1]
+            fds = [slot.requests, self._http.fileno()]
+            front.say(Begin(self._values, port), fds)
+            code = await front.ended
+            os.close(slot.requests)
+            if self._stopping:
+                return
+            reason = reason_of(code, front.killed_for)
+            if not self._served:
+                self._give_up(f"a front end {reason} before it served (code {code})")
+                return
+            wait = slot.lives.end(self._loop.time(), reason)
+            log.error("a front end is replaced", reason=reason, code=code, wait=wait)
+            await asyncio.sleep(wait)
+
+    def _memory(self, name: str) -> int:
+        return anonymous(f"hotset-{name}", IN_FLIGHT * self._settings.max_message)
+
+    def _introduce(self, slot: "Slot") -> None:
+        """To each other: the engine there is, and a front end."""
+        engine, front = self._engine, slot.child
+        if engine is None or front is None or not (engine.up and front.up):
+            return
+        one, other = socket.socketpair()
+        answers = self._memory(f"answers-{slot.number}")
+        with one, other:
+            meet = Meet(self._lives.number)
+            engine.say(meet, [one.fileno(), answers, slot.requests])
+            front.say(meet, [other.fileno(), answers])
+        os.close(answers)
+
+    # -- what they say ----------------------------------------------------------------
+
+    def _heard(self, child: Child, message: Message, fds: Sequence[int]) -> None:
+        child.silent = 0.0
+        if isinstance(message, Unfit):
+            self._give_up(message.reason)
+        elif isinstance(message, Residents):
+            self._residents = message.models
+            log.debug("who is resident", models=len(message.models))
+        elif isinstance(message, Unlinked):
+            self._spawn(self._unlinked(message.life))
+        elif isinstance(message, Up):
+            child.up = True
+            self._about = message.about or self._about
+            for slot in self._slots:
+                if child in (self._engine, slot.child):
+                    self._introduce(slot)
+            self._tell()
+
+    async def _unlinked(self, life: int) -> None:
+        """Most often its engine is dead, and this is how its front end knows."""
+        await asyncio.sleep(UNLINKED_S)
+        if self._engine is not None and self._lives.number == life:
+            self._engine.kill("unlinked")
+
+    def _tell(self) -> None:
+        """Say once that all is up; and have the next engine ready from then on."""
+        up = self._engine is not None and self._engine.up
+        if not up or not all(slot.child and slot.child.up for slot in self._slots):
+            return
+        if self._next is None:
+            self._next = self._child("engine")
+        if self._served:
+            return
+        self._served = True
+        host = self._settings.host
+        where = f"[{host}]" if ":" in host else host
+        log.info(
+            "serving",
+            grpc=f"{where}:{self._grpc.getsockname()[1]}",
+            http=f"{host}:{self._http.getsockname()[1]}",
+            frontends=len(self._slots),
+            **self._about,
+        )
+
+    # -- watching and ending ----------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """An engine whose loop has not turned for too long is hung, or stopped."""
+        before = self._loop.time()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = self._loop.time()
+            passed, before = min(now - before, 2 * TICK_S), now
+            engine = self._engine
+            if engine is not None and engine.up:
+                engine.silent += passed
+                if engine.silent > self._settings.predict_timeout:
+                    engine.kill("hung")
+
+    async def _stop(self) -> None:
+        self._stopping = True
+        fronts = [s.child for s in self._slots if s.child is not None and s.child.alive]
+        await leave(fronts, self._settings.grace + LEAVING_S)
+        engine = self._engine
+        await leave([engine] if engine is not None else [], LEAVING_S)

@@ -1,0 +1,431 @@
+"""The tree of processes, with real ones: killed, stopped, hung and told to stop."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import struct
+from pathlib import Path
+
+import grpc
+import numpy as np
+import psutil
+import pytest
+
+from runtime.ports import CannotListen, listener, shared
+from runtime.tree.control import LARGEST, Residents, fitting
+from runtime.tree.cores import Cores
+from runtime.tree.lives import SHORT_S, TRUSTED, WAITS_S, Lives, reason_of
+from tests import tiny_models
+from tests.server_process import channel_to, request_for, serving
+
+ONES = np.ones((1, 4), np.float32).tobytes()
+MODELS = 12
+
+# ---- what decides -------------------------------------------------------------------
+
+
+def test_short_lives_wait_longer_and_longer() -> None:
+    lives, now, waits = Lives(), 0.0, []
+    for _ in range(12):
+        lives.begin(now)
+        now += SHORT_S / 2
+        waits.append(lives.end(now, "crashed"))
+    assert waits == sorted(waits)
+    assert waits[0] == 0.0, "the first time may be chance"
+    assert waits[-1] == WAITS_S[-1]
+    assert not lives.trusting
+    assert lives.begin(now) == 13
+    assert lives.end(now + SHORT_S, "hung") == 0.0
+    assert lives.trusting
+    assert lives.ends == {"crashed": 12, "hung": 1}
+
+
+def test_who_was_resident_is_believed_only_so_often() -> None:
+    lives = Lives()
+    for life in range(TRUSTED):
+        assert lives.trusting, life
+        lives.begin(0.0)
+        lives.end(0.0, "crashed")
+    assert not lives.trusting
+
+
+@pytest.mark.parametrize(
+    ("code", "killed_for", "reason"),
+    [
+        (-9, "", "crashed"),
+        (1, "", "crashed"),
+        (70, "", "device lost"),
+        (71, "", "hung"),
+        (-9, "hung", "hung"),
+        (0, "", "left"),
+    ],
+)
+def test_why_a_process_ended(code, killed_for, reason) -> None:
+    assert reason_of(code, killed_for) == reason
+
+
+def test_cores() -> None:
+    cores = Cores.of(True, 2, [3, 4, 5, 6])
+    assert cores.of_child("engine", 0) == {3, 4}
+    assert [cores.of_child("front", n) for n in (0, 1)] == [{5}, {6}]
+    for nobody in (Cores.of(True, 2, [0, 1]), Cores.of(False, 1, [0, 1])):
+        assert nobody.of_child("engine", 0) is None
+        assert nobody.of_child("front", 0) is None
+
+
+def test_a_message_takes_as_many_residents_as_fit() -> None:
+    many = [("m" * 250, str(n)) for n in range(10_000)]
+    some = fitting(many)
+    assert some == many[: len(some)]
+    assert len(some) > 300
+    assert sum(len(n) + len(v) + 8 for n, v in some) < LARGEST
+    assert fitting([("a", "1")]) == [("a", "1")]
+    assert Residents(some).models == some
+
+
+def test_a_shared_port_is_shared_with_ours_only() -> None:
+    with shared("127.0.0.1", 0) as holder:
+        port = holder.getsockname()[1]
+        ours = []
+        for _ in range(2):
+            ours.append(socket.socket())
+            ours[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            ours[-1].bind(("127.0.0.1", port))
+            ours[-1].listen()
+        for taking in (shared, listener):
+            with pytest.raises(CannotListen, match=f"cannot listen on .*:{port}"):
+                taking("127.0.0.1", port)
+        for one in ours:
+            one.close()
+
+
+# ---- real processes -----------------------------------------------------------------
+
+
+def slow_files() -> dict[str, bytes]:
+    """y = x @ (w^200): half a minute and more, all of it inside torch."""
+    import hashlib
+
+    import torch
+    from safetensors.torch import save
+
+    data = save({"w": torch.eye(1500)})
+    nodes = [
+        {
+            "name": f"n{i}",
+            "op": "aten.linear.default",
+            "args": [{"node": f"n{i - 1}"} if i else {"weight": "w"}, {"weight": "w"}],
+        }
+        for i in range(200)
+    ]
+    nodes += [
+        {
+            "name": f"cut{i}",
+            "op": "aten.slice.Tensor",
+            "args": [{"node": ["n199", "cut0"][i]}, i, 0, 4],
+        }
+        for i in range(2)
+    ]
+    nodes.append(
+        {
+            "name": "y",
+            "op": "aten.linear.default",
+            "args": [{"input": "x"}, {"node": "cut1"}],
+        }
+    )
+    graph = json.dumps(
+        {
+            "format": 1,
+            "weights": [{"name": "w", "dtype": "float32", "shape": [1500, 1500]}],
+            "inputs": ["x"],
+            "nodes": nodes,
+            "outputs": [{"name": "y", "value": {"node": "y"}}],
+        }
+    ).encode()
+    manifest = json.loads(tiny_models.files()["model.json"])
+    for key, name, made in (
+        ("graph", "graph.json", graph),
+        ("weights", "model.safetensors", data),
+    ):
+        digest = hashlib.sha256(made).hexdigest()
+        manifest[key] = {"file": name, "size": len(made), "sha256": digest}
+    return {
+        "graph.json": graph,
+        "model.safetensors": data,
+        "model.json": json.dumps(manifest).encode(),
+    }
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("store")
+    for index in range(MODELS):
+        tiny_models.linear(folder, f"m{index}", index, extra=1000)
+    tiny_models.write(folder / "slow" / "1", slow_files())
+    return folder
+
+
+class Tree:
+    """The processes of a server, found as an operator would find them."""
+
+    def __init__(self, server) -> None:
+        self.server = server
+        self.root = psutil.Process(server.process.pid)
+
+    def of(self, role: str) -> list[psutil.Process]:
+        """Its children of a role, the oldest first."""
+        found = []
+        for child in self.root.children():
+            with contextlib.suppress(psutil.Error):
+                if role in child.cmdline():
+                    found.append(child)
+        return sorted(found, key=lambda p: (p.create_time(), p.pid))
+
+    def said(self, event: str) -> list[dict]:
+        """Lines of the log."""
+        lines = []
+        for line in self.server.log.read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                lines.append(json.loads(line))
+        return [line for line in lines if line.get("event") == event]
+
+    async def until_listed(self, count: int) -> None:
+        """The supervisor knows that so many are resident."""
+        while not any(  # noqa: ASYNC110
+            line["models"] == count for line in self.said("who is resident")
+        ):
+            await asyncio.sleep(0.05)
+
+    async def until_said(self, event: str, count: int = 1) -> None:
+        while len(self.said(event)) < count:  # noqa: ASYNC110 - a log tells nobody
+            await asyncio.sleep(0.05)
+
+
+def gone(process: psutil.Process) -> bool:
+    """Or nobody's: who was left to an init that reaps nobody stays a zombie."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+async def all_gone(processes: list[psutil.Process]) -> None:
+    async with asyncio.timeout(10):
+        while not all(map(gone, processes)):  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def tree_over(store: Path, log: Path, *flags: str):
+    async with serving(str(store), log, "--frontends", "1", *flags) as server:
+        tree = Tree(server)
+        children = tree.root.children()
+        yield tree
+        if server.process.poll() is None:
+            assert server.stop() == 0
+        await all_gone(children)
+
+
+class Clients:
+    """Callers who check every answer. `errors`: codes of those that got none."""
+
+    def __init__(self, address: str, count: int = 8) -> None:
+        self._address = address
+        self._stopped = False
+        self.answers = 0
+        self.wrong: list[str] = []
+        self.errors: list[grpc.StatusCode] = []
+        self._tasks = [asyncio.create_task(self._ask(n)) for n in range(count)]
+
+    async def _ask(self, index: int) -> None:
+        async with channel_to(self._address) as stub:
+            while not self._stopped:
+                index = (index + 5) % MODELS
+                try:
+                    response = await stub.ModelInfer(
+                        request_for(f"m{index}", ONES), timeout=30
+                    )
+                except grpc.aio.AioRpcError as error:
+                    self.errors.append(error.code())
+                    return
+                (value,) = struct.unpack_from("<f", response.raw_output_contents[0])
+                if value != index:
+                    self.wrong.append(f"m{index}: {value}")
+                self.answers += 1
+
+    async def answered(self, more: int) -> None:
+        """Return when so many more have been answered."""
+        goal = self.answers + more
+        while self.answers < goal and not self.errors:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    async def stop(self) -> None:
+        self._stopped = True
+        await asyncio.gather(*self._tasks)
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+async def test_an_engine_that_is_killed_costs_nobody_an_answer(store, tmp_path) -> None:
+    async with tree_over(store, tmp_path / "log", "--log-level", "debug") as tree:
+        clients = Clients(tree.server.grpc)
+        await clients.answered(200)
+        await tree.until_listed(MODELS)
+        for kill in (1, 2):
+            tree.of("engine")[0].kill()
+            await tree.until_said("the engine is replaced", kill)
+            await clients.answered(200)
+        await clients.stop()
+        assert (clients.wrong, clients.errors) == ([], [])
+        await tree.until_said("prewarm ends", 2)
+        snapshot = await tree.server.status()
+        assert len(snapshot["residents"]) == MODELS
+        assert 'hotset_engine_restarts_total{reason="crashed"} 2.0' in (
+            await tree.server.metrics()
+        )
+        assert 'hotset_requests_total{outcome="ok"' in await tree.server.metrics()
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+async def test_an_engine_that_stops_is_replaced(store, tmp_path) -> None:
+    async with tree_over(store, tmp_path / "log", "--predict-timeout", "1.5") as tree:
+        clients = Clients(tree.server.grpc)
+        await clients.answered(50)
+        tree.of("engine")[0].send_signal(signal.SIGSTOP)
+        await tree.until_said("the engine is replaced")
+        await clients.answered(50)
+        await clients.stop()
+        assert (clients.wrong, clients.errors) == ([], [])
+        assert tree.said("the engine is replaced")[0]["reason"] == "hung"
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+async def test_a_forward_that_hangs_is_refused_and_nobody_else(store, tmp_path) -> None:
+    """It ends two engines, its own and the one that ran it to be sure."""
+    async with tree_over(store, tmp_path / "log", "--predict-timeout", "2") as tree:
+        clients = Clients(tree.server.grpc, 2)
+        await clients.answered(20)
+        async with channel_to(tree.server.grpc) as stub:
+            with pytest.raises(grpc.aio.AioRpcError, match="ended the engine twice"):
+                await stub.ModelInfer(request_for("slow", ONES), timeout=60)
+        await clients.answered(20)
+        await clients.stop()
+        assert (clients.wrong, clients.errors) == ([], [])
+        reasons = [line["reason"] for line in tree.said("the engine is replaced")]
+        assert reasons == ["hung", "hung"]
+
+
+def descriptors(process: psutil.Process) -> list[str]:
+    """What it has open, but for what comes and goes by itself."""
+    found = []
+    for fd in os.listdir(f"/proc/{process.pid}/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/{process.pid}/fd/{fd}").split(":")[0])
+    return sorted(found)
+
+
+def shared_memory(process: psutil.Process) -> list[str]:
+    maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+    return sorted(line.split("memfd:")[1] for line in maps if "memfd:" in line)
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+async def test_a_front_end_that_is_killed_leaves_nothing_behind(
+    store, tmp_path
+) -> None:
+    async with tree_over(store, tmp_path / "log") as tree:
+        engine = tree.of("engine")[0]
+        clients = Clients(tree.server.grpc)
+        await clients.answered(50)
+        await clients.stop()
+        before = descriptors(engine), shared_memory(engine), descriptors(tree.root)
+        for kill in (1, 2):
+            clients = Clients(tree.server.grpc)
+            await clients.answered(20)
+            tree.of("front")[0].kill()
+            await tree.until_said("a front end is replaced", kill)
+            await clients.stop()
+            assert set(clients.errors) <= {grpc.StatusCode.UNAVAILABLE}
+            await tree.until_said("the server listens", 1 + kill)
+        clients = Clients(tree.server.grpc)
+        await clients.answered(50)
+        await clients.stop()
+        assert (clients.wrong, clients.errors) == ([], [])
+        assert tree.of("engine")[0] == engine, "it need not know"
+        after = descriptors(engine), shared_memory(engine), descriptors(tree.root)
+        assert after == before
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+async def test_sigterm_under_load_loses_nothing(store, tmp_path) -> None:
+    async with tree_over(store, tmp_path / "log") as tree:
+        clients = Clients(tree.server.grpc)
+        await clients.answered(100)
+        tree.server.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(tree.server.process.wait, 40) == 0
+        await clients.stop()
+        assert clients.wrong == []
+        assert set(clients.errors) == {grpc.StatusCode.UNAVAILABLE}
+        (drained,) = tree.said("drained")
+        assert drained["held"] == 0
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+async def test_nobody_outlives_the_supervisor(store, tmp_path) -> None:
+    async with tree_over(store, tmp_path / "log") as tree:
+        children = tree.root.children()
+        assert len(children) >= 2
+        tree.server.process.kill()
+        await all_gone(children)
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+async def test_a_second_signal_is_the_end(store, tmp_path) -> None:
+    async with tree_over(store, tmp_path / "log") as tree:
+        tree.of("front")[0].send_signal(signal.SIGSTOP)  # it will not leave by itself
+        tree.server.process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.5)  # two signals at once are one
+        tree.server.process.send_signal(signal.SIGTERM)
+        code = await asyncio.to_thread(tree.server.process.wait, 10)
+        assert code == -signal.SIGTERM
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--device", "cuda:77"), "--device cuda:77"),
+        (("--frontend", "envoy"), "works with --frontend grpcio only"),
+    ],
+)
+async def test_what_cannot_be_served_is_said(store, tmp_path, flags, said) -> None:
+    with pytest.raises(AssertionError) as caught:
+        async with serving(
+            str(store), tmp_path / "log", "--frontends", "1", *flags
+        ) as server:
+            server.stop()
+    assert said in " ".join(str(caught.value).split())
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+async def test_a_second_server_on_the_same_port_says_so(store, tmp_path) -> None:
+    async with tree_over(store, tmp_path / "first") as tree:
+        port = tree.server.grpc.rpartition(":")[2]
+        with pytest.raises(AssertionError, match="is another server there already"):
+            async with serving(
+                str(store),
+                tmp_path / "log",
+                *("--grpc-port", port, "--frontends", "1"),
+            ):
+                pass
