@@ -24,10 +24,11 @@ from obstore.store import LocalStore, MemoryStore, from_url
 
 from loader.errors import StoreDenied, StoreUnreachable
 from loader.hosts import fence
+from loader.store_options import client_options, s3_config
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult
-    from obstore.store import ClientConfig, ObjectStore, RetryConfig
+    from obstore.store import ObjectStore, RetryConfig
 
 SCHEMES = ("file", "memory", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
 """No http(s): a store must list versions, and a URL to any host would be an SSRF."""
@@ -235,49 +236,3 @@ def translated() -> Iterator[None]:
                 "the model store refused the server's credentials"
             ) from error
         raise StoreUnreachable("the model store could not be read") from error
-
-
-def s3_config(environ: Mapping[str, str]) -> dict[str, str]:
-    """S3 settings from the names KServe's storage secrets use (facts: kserve 1.5).
-
-    AWS_* names are read by obstore itself; these are the others.
-    """
-    config: dict[str, str] = {}
-    endpoint = environ.get("AWS_ENDPOINT_URL") or environ.get("S3_ENDPOINT", "")
-    if endpoint:
-        if "://" not in endpoint:
-            secure = environ.get("S3_USE_HTTPS", "1").lower() not in ("0", "false")
-            endpoint = f"{'https' if secure else 'http'}://{endpoint}"
-        config["endpoint"] = endpoint
-    virtual = environ.get("S3_USER_VIRTUAL_BUCKET", "")  # sic: KServe's own spelling
-    if virtual:
-        config["virtual_hosted_style_request"] = str(_true(virtual)).lower()
-    if _true(environ.get("awsAnonymousCredential", "")):
-        config["skip_signature"] = "true"
-    if "AWS_REGION" not in environ and "AWS_DEFAULT_REGION" not in environ:
-        config["region"] = "us-east-1"
-    return config
-
-
-def client_options(environ: Mapping[str, str]) -> "ClientConfig":
-    """Time limits, and what a secret says about TLS."""
-    options: ClientConfig = {
-        "connect_timeout": timedelta(seconds=5),
-        "read_timeout": timedelta(seconds=10),
-        # Plain http only where the operator's own endpoint says so.
-        "allow_http": any(
-            environ.get(name, "").startswith("http://")
-            for name in ("AWS_ENDPOINT_URL", "S3_ENDPOINT")
-        )
-        or not _true(environ.get("S3_USE_HTTPS", "1")),
-    }
-    if "S3_VERIFY_SSL" in environ and not _true(environ["S3_VERIFY_SSL"]):
-        options["allow_invalid_certificates"] = True
-    bundle = environ.get("AWS_CA_BUNDLE", "")
-    if bundle:
-        options["root_certificate"] = Path(bundle).read_bytes()
-    return options
-
-
-def _true(text: str) -> bool:
-    return text.strip().lower() in ("1", "true", "yes", "on")

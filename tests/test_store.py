@@ -7,7 +7,8 @@ import pytest
 from obstore.store import MemoryStore
 
 from loader.errors import StoreDenied, StoreUnreachable
-from loader.store import Changed, Missing, Part, Store, client_options, s3_config
+from loader.store import Changed, Missing, Part, Store
+from loader.store_options import client_options, s3_config
 
 
 @pytest.fixture
