@@ -68,6 +68,7 @@ class Filler:
             return await self._from_store(spec)
         except (Changed, Damaged):
             self._ranges.forget(spec)
+            self._plans.forget(spec.weights.identity)
         try:
             return await self._from_store(spec)
         except Changed:
@@ -130,7 +131,7 @@ class Filler:
 
         began = time.perf_counter()
         placed = await self._placed(spec, opened.header)
-        return await self._pour(spec, opened.header, placed, tier, began, feed)
+        return await self._pour(spec, placed, tier, began, feed)
 
     async def _from_store(self, spec: ModelSpec) -> Filled:
         try:
@@ -158,19 +159,36 @@ class Filler:
 
                 await reading.pour(sink)
 
-            filled = await self._pour(spec, first, placed, "store", began, feed)
+            filled = await self._pour(spec, placed, "store", began, feed)
         if self._spool is not None and kept is not None:
             parts = [piece for start in sorted(kept) for piece in kept[start]]
             self._spool.put(spec.weights.identity, parts)
         return filled
 
     async def _from_folder(self, spec: ModelSpec, path: Path) -> Filled:
+        known = self._plans.of(spec.weights.identity)
         with OpenFile() as opened:
-            await to_its_end(self._executor, opened.open_local, path, spec.weights)
             try:
+                if known is not None and spec.weights.size <= CHUNK:
+                    return await self._at_once(spec, known, path, opened)
+                await to_its_end(self._executor, opened.open_local, path, spec.weights)
                 return await self._from_file(spec, opened, "store")
             except OSError as error:
                 raise StoreUnreachable("the model store could not be read") from error
+
+    async def _at_once(
+        self, spec: ModelSpec, known: Placed, path: Path, opened: OpenFile
+    ) -> Filled:
+        """A small file that was here before: a thread is waited for only once."""
+
+        def take(pouring: Pouring) -> None:
+            opened.open_local(path, spec.weights)
+            pouring.file(opened.fd, 0, spec.weights.size)
+
+        async def feed(pouring: Pouring) -> None:
+            await to_its_end(self._executor, take, pouring)
+
+        return await self._pour(spec, known, "store", time.perf_counter(), feed)
 
     def _keeping(self, spec: ModelSpec) -> Kept | None:
         """Where the file's bytes gather for the disk tier, if that wants them."""
@@ -187,14 +205,13 @@ class Filler:
         header, size = bytes(first[: min(length, len(first))]), spec.weights.size
         placed = self._plans.placed(header, size)
         if placed is None:
-            placed = await to_its_end(self._executor, place, first, size)
+            placed = await to_its_end(self._executor, place, header, size)
             self._plans.learn(header, size, placed)
         return placed
 
     async def _pour(
         self,
         spec: ModelSpec,
-        first: bytes,
         placed: Placed,
         tier: str,
         began: float,
@@ -204,13 +221,14 @@ class Filler:
         try:
             buffer = self._slabs.buffer(block)
             pouring = Pouring(
-                spec, first, placed, buffer, self._slabs.memory.direct, self._pool
+                spec, placed, buffer, self._slabs.memory.direct, self._pool
             )
             await feed(pouring)
             pouring.close(time.perf_counter() - began)
         except BaseException:
             self._slabs.free(block)
             raise
+        self._plans.verified(spec.weights.identity, placed)
         return Filled(block, placed, tier, pouring.seconds)
 
     async def _room(self, spec: ModelSpec, nbytes: int) -> Block:

@@ -32,13 +32,12 @@ Fill = Callable[[Array, int], None]
 
 
 class Pouring:
-    """One file, whose beginning is `first`, as `placed` says. `seconds` tells what took
-    how long once it is closed."""
+    """One file, placed as its header says. `seconds` tells what took how long once it
+    is closed."""
 
     def __init__(
         self,
         spec: ModelSpec,
-        first: bytes,
         placed: Placed,
         buffer: torch.Tensor,
         direct: bool,
@@ -46,7 +45,7 @@ class Pouring:
     ) -> None:
         self._spec = spec
         self._data_start = placed.layout.data_start
-        self._header = first[: self._data_start]
+        self._header = placed.header
         self._runs = placed.placing.runs
         self._buffer = buffer
         self._pool = pool

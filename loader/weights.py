@@ -135,6 +135,7 @@ def bind(views: Sequence[View], buffer: torch.Tensor) -> tuple[torch.Tensor, ...
 class Placed:
     """A header, read: where its file's bytes go. One object for all equal headers."""
 
+    header: bytes
     layout: Layout
     placing: Placing
 
@@ -149,6 +150,7 @@ class Plans:
     def __init__(self, capacity: int = 256) -> None:
         self._placed: LRUCache[tuple[bytes, int], Placed] = LRUCache(capacity)
         self._views: LRUCache[tuple[str, Placed], tuple[View, ...]] = LRUCache(capacity)
+        self._files: LRUCache[str, Placed] = LRUCache(16 * capacity)
 
     def placed(self, header: bytes, size: int) -> Placed | None:
         """What is known of a file of `size` bytes that begins with `header`."""
@@ -158,6 +160,18 @@ class Plans:
         """Remember it; large headers (few models have one) are read each time."""
         if len(header) <= MAX_REMEMBERED:
             self._placed[header, size] = placed
+
+    def of(self, identity: str) -> Placed | None:
+        """What is known of this file, which was verified before."""
+        return self._files.get(identity)
+
+    def forget(self, identity: str) -> None:
+        """The file is not what it was."""
+        self._files.pop(identity, None)
+
+    def verified(self, identity: str, placed: Placed) -> None:
+        """This file begins with that header."""
+        self._files[identity] = placed
 
     def views(self, placed: Placed, graph: Graph) -> tuple[View, ...]:
         """The graph's weights in such a file. Raises ArtifactRefused."""
@@ -172,7 +186,7 @@ class Plans:
 def place(header: bytes | memoryview, size: int) -> Placed:
     """Read a header and plan its buffer. Raises ArtifactRefused."""
     layout = read_header(header, size)
-    return Placed(layout, placing(layout))
+    return Placed(bytes(header[: layout.data_start]), layout, placing(layout))
 
 
 def unpack(data: bytes, wanted: Sequence[WeightSpec]) -> tuple[torch.Tensor, ...]:

@@ -365,6 +365,33 @@ async def test_a_header_that_changed_since_it_was_read_places_nothing(
     assert bench.loader.slabs.arena.held == 0
 
 
+@pytest.mark.parametrize("chunks", [False, True])
+async def test_a_file_that_was_here_before_is_verified_all_the_same(
+    bench, chunks
+) -> None:
+    """What is remembered of it is where its bytes go, not that they are right."""
+    bench.store._folder = bench.folder
+    tiny_models.linear(bench.folder, "m", 1, chunks=chunks)
+    spec = bench.spec("m")
+    path = bench.folder / "m" / "1" / "model.safetensors"
+    data = path.read_bytes()
+    await bench.loader.unload(await bench.loader.load(spec))
+    header = data.replace(b'"b"', b'"B"')
+    for wrong, said in (
+        (data[:-1] + b"!", "BLAKE3 of chunk 0" if chunks else "SHA-256"),
+        (header, "BLAKE3 of chunk 0" if chunks else "SHA-256"),
+        (data + b"!", "model.json says"),
+    ):
+        path.write_bytes(wrong)
+        with pytest.raises(ArtifactRefused, match=said):
+            await bench.loader.load(spec)
+    path.unlink()
+    with pytest.raises(ArtifactRefused, match="missing"):
+        await bench.loader.load(spec)
+    path.write_bytes(data)
+    assert answer(await bench.loader.load(spec)) == 1
+
+
 def test_a_ring_gives_its_slots_in_turn() -> None:
     pool = Pool(1, CPU)
     target = torch.zeros(10 * SLOT, dtype=torch.uint8)
