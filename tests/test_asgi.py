@@ -6,6 +6,7 @@ import gzip
 import zlib
 
 import pytest
+import structlog
 from google.rpc import status_pb2
 
 from protos import open_inference_pb2 as pb
@@ -245,6 +246,37 @@ async def test_who_leaves_early_is_told_nothing(app, engine):
     server = await called(app, "ModelInfer", leaves=True)
     assert server.sent == []
     assert engine.entered == 0
+
+
+@pytest.mark.parametrize("path", ["ModelInfer", "ModelStreamInfer"])
+async def test_who_leaves_before_the_answer_is_no_error_of_ours(engine, path):
+    ends = []
+    services = services_of(engine, Options())
+    app = Application(services.all, None, Vigil(), LIMIT, lambda *end: ends.append(end))
+    server = Server(f"{SERVICE}/{path}", predict())
+
+    async def gone(event):
+        raise BrokenPipeError
+
+    with structlog.testing.capture_logs() as logged:
+        await app(server.scope, server.receive, gone)
+    assert [code for _, code in ends] == [Code.CANCELLED]
+    assert logged == []
+
+
+@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1])
+async def test_a_large_answer_goes_out_behind_its_prefix(engine, size):
+    services = services_of(engine, Options())
+    app = Application(services.all, None, Vigil(), 1 << 30)
+    request = pb.ModelInferRequest(model_name="identity_uint8")
+    request.inputs.add(name="x", datatype="UINT8", shape=[size])
+    request.raw_input_contents.append(bytes(size))
+    body = framed(request.SerializeToString())
+    server = await called(app, "ModelInfer", body[:3], body[3:700], body[700:])
+    assert server.code == 0
+    assert length_of(server.messages[:5], 1 << 30) == len(server.messages) - 5
+    answer = pb.ModelInferResponse.FromString(server.messages[5:])
+    assert len(answer.raw_output_contents[0]) == size
 
 
 async def test_a_stream_answers_and_ends(app):

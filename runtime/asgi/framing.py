@@ -49,6 +49,11 @@ def framed(message: bytes) -> bytes:
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
+def prefix(message: bytes) -> bytes:
+    """What goes out before a message that is sent by itself."""
+    return b"\0" + len(message).to_bytes(4, "big")
+
+
 def framed_like(message: bytes, encoding: bytes) -> bytes:
     """A message as it goes out to one who compresses with `encoding`."""
     window = _WINDOWS.get(encoding)

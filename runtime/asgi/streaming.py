@@ -5,6 +5,7 @@ made, each waiting until the one before has gone. Must not: know what a method d
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -19,7 +20,7 @@ from runtime.asgi.metadata import (
     timeout_of,
     told,
 )
-from runtime.asgi.telling import OnEnd, refuse, status_for
+from runtime.asgi.telling import OnEnd, hand, refuse, status_for
 from runtime.asgi.types import Message, Receive, Send
 from runtime.asgi.vigil import Caller, Vigil
 from runtime.methods import Method
@@ -140,26 +141,24 @@ class _Out:
             "body": framed(message),
             "more_body": True,
         }
-        try:
-            await self._send(body)
-        except OSError:
-            raise asyncio.CancelledError from None  # the caller has left
+        await hand(self._send, body)
 
     async def end(self, trailers: Headers) -> None:
         """No more messages; these are the trailers."""
         await self._begin()
-        await self._send({"type": "http.response.body", "body": b""})
-        await self._send({"type": "http.response.trailers", "headers": trailers})
+        await hand(
+            self._send,
+            {"type": "http.response.body", "body": b""},
+            {"type": "http.response.trailers", "headers": trailers},
+        )
 
     async def fail(self, status: Status) -> None:
         """End with a status other than OK; whoever has left is not told."""
         if not self._begun:
             await refuse(status, self._send)
             return
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await self.end(told(status))
-        except OSError:
-            return
 
     async def _begin(self) -> None:
         if self._begun:
@@ -171,4 +170,4 @@ class _Out:
             "headers": [CONTENT_TYPE],
             "trailers": True,
         }
-        await self._send(start)
+        await hand(self._send, start)

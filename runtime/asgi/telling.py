@@ -5,13 +5,14 @@ runtime/interceptor.py is for grpc.aio. Must not: decide codes or texts
 (runtime/status.py), or raise.
 """
 
+import asyncio
 from collections.abc import Callable
 
 from google.protobuf.message import DecodeError
 
 from runtime.asgi.ended import Ended
 from runtime.asgi.metadata import ACCEPTED, CONTENT_TYPE, Headers, told
-from runtime.asgi.types import Send
+from runtime.asgi.types import Message, Send
 from runtime.errors import BadRequest
 from runtime.failures import forget_frames
 from runtime.status import Code, Status, answer_to
@@ -28,6 +29,15 @@ def status_for(error: Exception, path: str) -> Status:
     status = answer_to(error, path)
     forget_frames(error)
     return status
+
+
+async def hand(send: Send, *events: Message) -> None:
+    """Send what is to be sent. Whoever has left ends the call as a cancelled one."""
+    try:
+        for event in events:
+            await send(event)
+    except OSError:
+        raise asyncio.CancelledError from None
 
 
 async def refuse(status: Status, send: Send) -> None:

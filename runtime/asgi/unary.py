@@ -15,10 +15,11 @@ from runtime.asgi.framing import (
     framed_like,
     length_of,
     message_of,
+    prefix,
     too_large,
 )
 from runtime.asgi.metadata import CONTENT_TYPE, OK, check_size, timeout_of
-from runtime.asgi.telling import OnEnd, refuse, status_for
+from runtime.asgi.telling import OnEnd, hand, refuse, status_for
 from runtime.asgi.types import Message, Receive, Send
 from runtime.asgi.vigil import Caller, Vigil
 from runtime.methods import Method
@@ -32,6 +33,9 @@ _START: Message = {
 }
 _END: Message = {"type": "http.response.trailers", "headers": OK}
 _PLAIN = b"identity"
+
+LARGE = 1 << 20
+"""Bytes of an answer from which it goes out behind its prefix instead of in a copy."""
 
 
 class Unary:
@@ -68,8 +72,7 @@ class Unary:
             answer = reply.SerializeToString()
             if len(answer) > self._limit:
                 raise too_large(len(answer), self._limit, "Sent")
-            for event in _events(answer, encoding):
-                await send(event)
+            await hand(send, *_events(answer, encoding))
         except asyncio.CancelledError:
             await self._cancelled(caller, send)
         except Exception as error:  # noqa: BLE001 (the border: nothing passes)
@@ -89,25 +92,24 @@ class Unary:
             end = PREFIX + length_of(body, self._limit)
             if len(body) >= end:
                 return body[0], body[PREFIX:end]
-        return await self._read_on(bytearray(body), event, receive)
+        return await self._read_on(body, event, receive)
 
     async def _read_on(
-        self, body: bytearray, event: Message, receive: Receive
+        self, body: bytes, event: Message, receive: Receive
     ) -> tuple[int, bytes]:
-        """The rest of a message that comes in parts."""
-        end = PREFIX
-        while True:
-            if len(body) >= PREFIX:
-                end = PREFIX + length_of(body, self._limit)
-                if len(body) >= end:
-                    return body[0], bytes(memoryview(body)[PREFIX:end])
-            if not event.get("more_body"):
-                text = "the request ended before its message did"
-                raise Ended(Status(Code.INTERNAL, 400, text))
-            event = await receive()
-            if event["type"] != "http.request":
-                raise asyncio.CancelledError
+        """The rest of a message that comes in parts; its bytes are copied once."""
+        while len(body) < PREFIX:
+            event = await _more(event, receive)
             body += event["body"]
+        flag, length = body[0], length_of(body, self._limit)
+        parts: list[bytes | memoryview] = [memoryview(body)[PREFIX:]]
+        missing = length - len(parts[0])
+        while missing > 0:
+            event = await _more(event, receive)
+            parts.append(event["body"])
+            missing -= len(parts[-1])
+        payload = b"".join(parts)
+        return flag, payload if missing == 0 else payload[:length]
 
     async def _cancelled(self, caller: Caller, send: Send) -> None:
         if caller.fate is None:
@@ -120,9 +122,24 @@ class Unary:
         await refuse(status, send)
 
 
+async def _more(event: Message, receive: Receive) -> Message:
+    """The part after `event`."""
+    if not event.get("more_body"):
+        text = "the request ended before its message did"
+        raise Ended(Status(Code.INTERNAL, 400, text))
+    event = await receive()
+    if event["type"] != "http.request":
+        raise asyncio.CancelledError
+    return event
+
+
 def _events(answer: bytes, encoding: bytes) -> tuple[Message, ...]:
     """The whole answer, compressed as the request was."""
     if encoding is _PLAIN:
+        if len(answer) >= LARGE:
+            head = {"type": "http.response.body", "body": prefix(answer)}
+            rest = {"type": "http.response.body", "body": answer}
+            return _START, {**head, "more_body": True}, rest, _END
         return _START, {"type": "http.response.body", "body": framed(answer)}, _END
     start = {**_START, "headers": [CONTENT_TYPE, (b"grpc-encoding", encoding)]}
     body = framed_like(answer, encoding)

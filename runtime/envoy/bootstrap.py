@@ -29,11 +29,12 @@ HEAD_S = 10
 """Within which a request's head must be whole."""
 CONNECTIONS = 50_000
 """Envoy's own advice for an edge; each costs some 30 KiB."""
-STREAM_WINDOW, CONNECTION_WINDOW = 1 << 20, 16 << 20
-"""Bytes that a client may send unasked on one stream, and on one connection."""
-BUFFERED = 4 << 20
-"""Bytes of a request or answer that Envoy keeps while nobody reads: more than a
-stream's window, or what a busy loop has not read yet would be refused."""
+WINDOW = 16 << 20
+"""Bytes that a client may send unasked, on one stream and on one connection. A large
+message comes in as many parts as it has windows, and each costs a way to Python."""
+BUFFERED = 16 << 20
+"""Bytes of a request or answer that Envoy keeps while nobody reads: not less than a
+window, or what a busy loop has not read yet would be refused."""
 
 _TYPE = "type.googleapis.com/"
 _HCM = (
@@ -126,8 +127,8 @@ def _http2() -> Mapping[str, Any]:
     return {
         "max_concurrent_streams": PENDING_HARD,
         "max_outbound_frames": 4 * PENDING_HARD,
-        "initial_stream_window_size": STREAM_WINDOW,
-        "initial_connection_window_size": CONNECTION_WINDOW,
+        "initial_stream_window_size": WINDOW,
+        "initial_connection_window_size": WINDOW,
         "connection_keepalive": {
             "interval": f"{KEEPALIVE_S}s",
             "timeout": f"{KEEPALIVE_TIMEOUT_S}s",
