@@ -55,15 +55,20 @@ class Server:
         fields = stat.split()
         return (int(fields[11]) + int(fields[12])) * TICK_S
 
-    def stop(self) -> None:
-        """SIGTERM, and SIGKILL for one that does not listen."""
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def stop(self) -> int:
+        """SIGTERM, and SIGKILL for one that does not listen. Its exit code."""
         if self._process.poll() is None:
             self._process.terminate()
         try:
-            self._process.wait(STOP_S)
+            return self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            return self._process.wait()
 
     def _told(self) -> bool:
         for line in self.log.read_text().splitlines():
