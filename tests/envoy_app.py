@@ -53,6 +53,7 @@ class Theatre:
         self._serving: Serving | None = None
         self.engine = FakeEngine()
         self.ends: list = []
+        self.code = 0
 
     async def __call__(self, scope, receive, send) -> None:
         await self._serving.app(scope, receive, send)
@@ -87,7 +88,8 @@ class Theatre:
         engine = self.engine
         return {name: getattr(engine, name) for name in ("drained", "cancelled")}
 
-    async def quit(self) -> None:
+    async def quit(self, code: int = 0) -> None:
+        self.code = code
         self._stage.told.set()
 
     async def get(self, name: str):
@@ -119,7 +121,7 @@ async def program(stage: Stage) -> int:
         told = Path(os.environ[SOCKET] + ".address")
         told.write_text(addresses[0])  # noqa: ASYNC240 - a dozen bytes
         await stage.told.wait()
-    return 0
+    return theatre.code
 
 
 app = Staged(taken_over, program)

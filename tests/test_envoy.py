@@ -23,6 +23,7 @@ from runtime.envoy import launch
 from runtime.envoy.bootstrap import bootstrap, ours
 from runtime.envoy.run import PYTHON, VARIABLE, Run, hand_over, taken_over
 from tests import tiny_models
+from tests.envoy_process import EnvoyProcess
 from tests.server_process import ROOT, request_for, serving, skip_without
 
 EDGE = ROOT / "docs" / "envoy" / "edge.yaml"
@@ -285,6 +286,14 @@ async def test_a_second_signal_ends_it_at_once(store, tmp_path):
             server.process.send_signal(number)
         code = await asyncio.to_thread(server.process.wait, 10)
     assert code in (128 + signal.SIGTERM, 128 + signal.SIGINT)
+
+
+@pytest.mark.parametrize("code", [0, 70])
+def test_the_exit_code_is_the_programs(tmp_path, code):
+    """70: the device is lost (runtime/compose.py); Envoy's own would be 0."""
+    envoy = EnvoyProcess(tmp_path).started()
+    envoy.ask("quit", code)
+    assert envoy.process.wait(20) == code
 
 
 async def test_a_killed_server_frees_its_port_at_once(store, tmp_path):

@@ -33,6 +33,10 @@ def serve(config: Path | None = None, **flags: str | bool | None) -> int:
 
         hotset serve --store s3://models/prod --device cuda:0 --host 0.0.0.0
 
+    Inside Envoy, for several times the requests per core (pip install 'hotset[envoy]'):
+
+        hotset serve --store ./store --frontend envoy
+
     Every option is also read from the environment (--budget is HOTSET_BUDGET) and from
     a TOML file (budget = "80%"). A flag wins over the environment, the environment over
     the file. SIGTERM ends it: requests in flight finish within --grace.
