@@ -64,6 +64,7 @@ def _become_envoy(
 ) -> int:
     from loader.store import Store
     from runtime.envoy.launch import CannotLaunch, launch
+    from runtime.ports import CannotListen
 
     try:
         Store.open(settings.store)
@@ -71,7 +72,7 @@ def _become_envoy(
         raise typer.BadParameter(str(error)) from None
     try:
         launch(settings, given, config)
-    except CannotLaunch as error:
+    except (CannotLaunch, CannotListen) as error:
         raise Failed(str(error)) from error
 
 

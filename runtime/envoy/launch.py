@@ -9,12 +9,10 @@ wait until runtime/envoy/signals.py takes them, and Envoy's own handler, which w
 cut every call, never runs.
 """
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -28,6 +26,7 @@ from runtime.envoy.bootstrap import MODULE, bootstrap, ours
 from runtime.envoy.run import PYTHON, Run, hand_over
 from runtime.envoy.signals import STOP
 from runtime.logs import Level
+from runtime.ports import listener
 
 INSTALL = "pip install 'hotset[envoy]'"
 
@@ -49,11 +48,12 @@ class CannotLaunch(Exception):
 def launch(
     settings: Settings, flags: Mapping[str, str | bool], config: Path | None
 ) -> NoReturn:
-    """Become Envoy. Raises CannotLaunch."""
+    """Become Envoy. Raises CannotLaunch, CannotListen."""
     envoy, module, libpython = installed()
     if not settings.envoy_config:
         for port in (settings.grpc_port, settings.http_port):
-            _check_free(settings.host, port)
+            # Envoy would say the same in many lines.
+            listener(settings.host, port).close()
     folder = Path(tempfile.mkdtemp(prefix="hotset-"))
     try:
         (folder / f"lib{MODULE}.so").symlink_to(module)
@@ -126,18 +126,3 @@ def _arguments(settings: Settings, folder: Path) -> list[str]:
         *("--drain-strategy", "immediate"),
         "--disable-hot-restart",
     ]
-
-
-def _check_free(host: str, port: int) -> None:
-    """Say in one line what Envoy would say in many."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with contextlib.closing(socket.socket(family, socket.SOCK_STREAM)) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-            probe.listen(1)  # with SO_REUSEADDR only this tells
-        except OSError as error:
-            raise CannotLaunch(
-                f"cannot listen on {host}:{port}: is another server there already? "
-                "Choose another port (0: a free one)"
-            ) from error
