@@ -17,7 +17,6 @@ from loader.pack import export, write
 from loader.pack_hf import pack_hf
 from runtime.demo.nets import ARCHITECTURES
 
-TOKENS = 32
 Inputs = Mapping[str, torch.Tensor]
 
 
@@ -51,19 +50,6 @@ def _of_demo(name: str, label: str) -> Family:
     return Family(name, label, pack, inputs)
 
 
-def tokens(rows: int) -> Inputs:
-    """Texts of 32 tokens, the last ones shorter."""
-    draw = torch.Generator().manual_seed(rows)
-    ids = torch.randint(1000, 30_000, (rows, TOKENS), generator=draw)
-    mask = torch.ones_like(ids)
-    mask[1:, TOKENS // 2 :] = 0
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        "token_type_ids": torch.zeros_like(ids),
-    }
-
-
 FAMILIES = (
     Family(
         "mlp",
@@ -77,7 +63,7 @@ FAMILIES = (
         "minilm",
         "MiniLM-L6\n32 tokens",
         lambda there: pack_hf(minilm_models.folder(), "feature-extraction", there),
-        tokens,
+        minilm_models.request,
         minilm_models.missing,
     ),
 )

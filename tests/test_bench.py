@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import compile as compile_bench
-from bench import floor, micro, zipf
+from bench import floor, micro, minilm, zipf
 from bench.client import quantile
 from bench.result import Figure, command, finish, line, parser, rounded
 from bench.traffic import Stored, shares
@@ -39,7 +39,7 @@ def result_of(*arguments: str) -> dict[str, dict[str, object]]:
     return found
 
 
-@pytest.mark.parametrize("bench", [compile_bench, floor, micro, zipf])
+@pytest.mark.parametrize("bench", [compile_bench, floor, micro, minilm, zipf])
 def test_help_teaches(bench, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["bench", "--help"])
     with pytest.raises(SystemExit) as ended:
@@ -54,6 +54,7 @@ def test_help_teaches(bench, monkeypatch, capsys) -> None:
     ("bench", "wrong"),
     [
         (compile_bench, ["--only", "mlp,nobody"]),
+        (minilm, ["--only", "kserve,nobody"]),
         (floor, ["--only", "floor,nobody"]),
         (floor, ["--rounds", "-1"]),
         (zipf, ["--policies", "lru,astrology"]),
