@@ -10,6 +10,7 @@ well as the platforms' own; they never appear in an error or a repr.
 import asyncio
 import os
 import re
+import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
@@ -215,10 +216,29 @@ def plain_file(folder: Path, path: str) -> Path:
     another tenant's file or a FIFO is nobody's model. (Links that stay inside are how
     Kubernetes mounts volumes.)
     """
+    if _is_plain(folder, path):
+        return folder / path
     found = Path(os.path.realpath(folder / path))
     if not found.is_relative_to(folder) or not found.is_file():
         raise Missing
     return found
+
+
+def _is_plain(folder: Path, path: str) -> bool:
+    """True if no link is on the way from the folder, which has none itself, to a plain
+    file. Every load asks, on the event loop: three looks instead of all the way's."""
+    spot, mode = str(folder), 0
+    for part in path.split("/"):
+        if part in ("", ".", ".."):
+            return False
+        spot = f"{spot}/{part}"
+        try:
+            mode = os.lstat(spot).st_mode
+        except OSError:
+            return False
+        if stat.S_ISLNK(mode):
+            return False
+    return stat.S_ISREG(mode)
 
 
 @contextmanager

@@ -137,6 +137,19 @@ async def test_what_is_no_plain_file_of_the_folder_is_missing(tmp_path, what) ->
         store.local("m/model.json")
 
 
+async def test_a_folder_on_the_way_must_not_lead_out_either(tmp_path) -> None:
+    folder, outside = tmp_path / "store", tmp_path / "other"
+    folder.mkdir()
+    outside.mkdir()
+    (outside / "model.json").write_text("{}")
+    (folder / "m").symlink_to(outside)
+    store = Store.open(str(folder))
+    with pytest.raises(Missing):
+        store.local("m/model.json")
+    with pytest.raises(Missing):
+        store.local("../other/model.json")
+
+
 async def test_links_that_stay_inside_are_how_volumes_are_mounted(tmp_path) -> None:
     (tmp_path / "..data" / "m").mkdir(parents=True)
     (tmp_path / "..data" / "m" / "model.json").write_bytes(b"{}")
