@@ -42,7 +42,7 @@ from bench.result import console, finish, parser
 
 EPILOG = """examples:
   python -m bench.hit --quick
-  python -m bench.hit                                      about 11 minutes
+  python -m bench.hit                                      about 10 minutes
   python -m bench.hit --only hotset-envoy,triton --rounds 9
   python -m bench.hit --concurrency 8 --connections 8      8 connections, a stream each
   python -m bench.hit --server-cores 0 --client-cores 1    one core for each server
@@ -89,7 +89,8 @@ def read_options() -> argparse.Namespace:
                       help="of every cell, 5 or more for a figure to keep. Default: 5, "
                       "quick 2")  # fmt: skip
     made.add_argument("--seconds", type=float, metavar="S",
-                      help="length of a run, about. Default: 3, quick 0.7")  # fmt: skip
+                      help="length of a run, about. Default: 2.5, "
+                      "quick 0.7")  # fmt: skip
     made.add_argument("--only", default="", metavar="NAMES",
                       help="some of the contenders, with commas between. Default: all, "
                       f"quick {','.join(QUICK)}")  # fmt: skip
@@ -123,7 +124,7 @@ def _checked(
     except ValueError:
         made.error("--concurrency: whole numbers, with commas between")
     options.rounds = options.rounds or (2 if options.quick else 5)
-    options.seconds = options.seconds or (0.7 if options.quick else 3.0)
+    options.seconds = options.seconds or (0.7 if options.quick else 2.5)
     if min(options.rounds, options.connections, *options.concurrency) < 1:
         made.error("--rounds, --connections and --concurrency are 1 at least")
     if (options.server_cores or options.client_cores) and not can_pin():
