@@ -26,7 +26,6 @@ from runtime.residency import Stage
 log = structlog.get_logger()
 
 MOST = 10_000
-LOOK_AGAIN_S = 0.05
 TELL_EVERY = 20
 
 
@@ -96,12 +95,6 @@ def resident(cache: ModelCache[Model]) -> list[tuple[str, str]]:
     return [(life.spec.name, life.spec.version) for life in ready]
 
 
-async def _quiet(cache: ModelCache[Model]) -> None:
-    """Until nobody waits for room. Looked for: nothing is urgent here."""
-    while len(cache.door):  # noqa: ASYNC110
-        await asyncio.sleep(LOOK_AGAIN_S)
-
-
 async def prewarm(
     wishes: Sequence[tuple[str, str]],
     engine: Loads,
@@ -112,7 +105,6 @@ async def prewarm(
     log.info("prewarm begins", models=len(wishes))
     done = failed = 0
     for model, version in wishes:
-        await _quiet(cache)
         try:
             spec = await engine.describe(model, version)
             if spec.key not in cache.residencies and size(spec) > cache.ledger.free:
