@@ -117,7 +117,7 @@ def read_graph(data: bytes, device: torch.device) -> Graph:
     reader.nodes(document["nodes"])
     outputs = reader.outputs(document["outputs"])
     digest = hashlib.sha256(data).hexdigest()
-    return Graph(digest, weights, inputs, outputs, _generate(reader.graph))
+    return Graph(digest, weights, inputs, outputs, generate(reader.graph))
 
 
 class _Reader:
@@ -234,7 +234,7 @@ def _weight(value: object, place: str) -> WeightSpec:
     return WeightSpec(name, dtype, shape)
 
 
-def _generate(graph: fx.Graph) -> Forward:
+def generate(graph: fx.Graph) -> Forward:
     """fx writes and compiles `forward`; nothing of the text is kept.
 
     fx files each source it compiles for tracebacks, for ever: a server that reads

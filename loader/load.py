@@ -150,7 +150,7 @@ class Loader:
                 await self._host.keep(digest, model.placed, source)
             except Exception as error:
                 log.error("the host tier could not keep a model", exc_info=error)
-        model.weights = ()
+        model.let_go()
         del self._models[model.block]
         self.slabs.free(model.block)
 

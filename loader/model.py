@@ -29,8 +29,8 @@ class Model:
     """`forward(inputs)` runs it; `nbytes` is what the arena really gives it."""
 
     __slots__ = (
-        "_home", "_views", "block", "device", "graph", "nbytes", "phases", "placed",
-        "spec", "tier", "weights",
+        "_home", "block", "buffer", "device", "graph", "nbytes", "phases", "placed",
+        "spec", "tier", "views", "weights",
     )  # fmt: skip
 
     def __init__(
@@ -51,13 +51,24 @@ class Model:
         self.tier = filled.tier
         """What it was loaded from: "host", "disk" or "store"."""
         self.weights: tuple[torch.Tensor, ...] = ()
-        self._views = views
+        self.views = views
+        self.buffer: torch.Tensor | None = None
+        """All its bytes; None once it has left."""
         self._home = 0
 
     def bind(self, buffer: torch.Tensor) -> None:
         """The weights are views into `buffer` from now on. Nobody runs it just now."""
-        self.weights = bind(self._views, buffer)
+        self.weights, self.buffer = bind(self.views, buffer), buffer
         self._home = buffer.untyped_storage().data_ptr()
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it lies: models of one slab in the order of their addresses."""
+        return self._home, self.block.start
+
+    def let_go(self) -> None:
+        """Its bytes are another's from now on."""
+        self.weights, self.buffer = (), None
 
     def forward(self, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Outputs in the manifest's order. Inputs on the model's device."""
@@ -67,9 +78,10 @@ class Model:
         home = self._home
         for output in outputs:
             if output.untyped_storage().data_ptr() == home:
-                return tuple([self._own(output) for output in outputs])
+                return tuple([self.own(output) for output in outputs])
         return outputs
 
-    def _own(self, output: torch.Tensor) -> torch.Tensor:
+    def own(self, output: torch.Tensor) -> torch.Tensor:
+        """The output, copied if it lies in the arena."""
         inside = output.untyped_storage().data_ptr() == self._home
         return output.clone() if inside else output

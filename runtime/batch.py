@@ -19,37 +19,28 @@ for no more than TURN_S and one call.
 """
 
 import asyncio
-import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from loader.load import Model
 from loader.threads import settled
 from runtime.company import Company
 from runtime.conformance import Fitted
 from runtime.contents import Part
+from runtime.cross import LEAST, Cross, Key
 from runtime.errors import DeadlinePassed, QueueFull
-from runtime.forward import Ended, alone, forward
+from runtime.forward import Ended, alone, forward, forward_across
 from runtime.lanes import Lanes
-from runtime.line import Job, Line
-from runtime.pace import Pace
-
-TURN_S = 1e-3
-"""What all short calls of one turn together may hold the event loop up for."""
-
-
-LATE = "the deadline passed while the request waited"
-
-Witness = Callable[[Model, Sequence[float], int, float], None]
-"""Told of every call that ended: its model, how long each of its requests waited, its
-rows, its seconds."""
+from runtime.line import LATE, Call, Job, Line, Witness, mates
+from runtime.lines import Lines
+from runtime.pace import TURN_S, Pace
 
 
 class Batcher:
     """Turns waiting requests into calls. One instance, one event loop.
 
-    `delay`: seconds that a request may wait for others of its model.
+    `delay`: seconds that a request may wait for others of its model. `cross`: whether
+    models of one graph share calls too.
     """
 
     def __init__(
@@ -59,6 +50,7 @@ class Batcher:
         max_queued: int,
         together: bool = True,
         delay: float = 0.0,
+        cross: Cross | None = None,
     ) -> None:
         self._lanes = lanes
         self._witness = witness
@@ -69,14 +61,16 @@ class Batcher:
         self._clock = self._loop.time
         self._pace = Pace()
         self._company = Company(self._loop.call_soon)
-        # By identity and not by name: a job runs in the life of its model that it has
-        # a lease on, and no other. (A line holds its model: no id comes twice.)
-        self._lines: dict[int, Line] = {}
-        self._turns: deque[int] = deque()
+        self._lines = Lines()
         self._ends: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._came: list[Job] = []
-        self.queued = 0
+        self._cross = cross if together else None
+        self._apart: set[Key] = set()
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait."""
+        return self._lines.queued
 
     async def run(
         self, model: Model, asked: Fitted, deadline: float | None = None
@@ -86,7 +80,7 @@ class Batcher:
         Cancelled while waiting: out of the line, nothing runs. Cancelled while running:
         raised when the lane is done. Raises QueueFull, DeadlinePassed, DeviceFull.
         """
-        if self.queued >= self._max_queued:
+        if self._lines.queued >= self._max_queued:
             raise QueueFull(f"{self.queued} requests wait for the device already", 0.5)
         now = self._clock()
         if deadline is not None and deadline <= now:
@@ -97,7 +91,7 @@ class Batcher:
             if self._is_short(model, asked, asked.rows):
                 return self._here(model, asked)
         job = Job(model, asked, deadline, now, self._loop.create_future())
-        self._put(job)
+        self._lines.put(job, now + self._delay)
         if at_once:
             self._start()
         else:
@@ -110,7 +104,7 @@ class Batcher:
             return await job.done
         except asyncio.CancelledError:
             if job.waits:
-                self._withdraw(job)
+                self._lines.withdraw(job)
             elif job.call is not None:
                 await settled(job.call)  # trap 4 of runtime/cache.py
             raise
@@ -128,56 +122,12 @@ class Batcher:
         # Not the loop's clock: uvloop's has milliseconds, and stands still meanwhile.
         began = time.perf_counter()
         outcome = self._lanes.run_here(alone, model, asked)
-        self._told(model, asked, (0.0,), asked.rows, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        self._pace.told(model.graph.digest, asked.signature, asked.rows, seconds)
+        self._witness(model, (0.0,), asked.rows, seconds)
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
-
-    def _told(
-        self,
-        model: Model,
-        asked: Fitted,
-        waits: Sequence[float],
-        rows: int,
-        seconds: float,
-    ) -> None:
-        self._pace.told(model.graph.digest, asked.signature, rows, seconds)
-        self._witness(model, waits, rows, seconds)
-
-    # -- lines ----------------------------------------------------------------------
-
-    def _put(self, job: Job) -> None:
-        key, ripe = id(job.model), job.since + self._delay
-        line = self._lines.get(key)
-        if line is None:
-            line = self._lines[key] = Line(job.model, ripe=ripe)
-            self._turns.append(key)
-        line.jobs.append(job)
-        if job.deadline is not None:
-            self._came.append(job)
-            if job.deadline < ripe:
-                line.ripe = job.since  # it has no time to wait for others
-        self.queued += 1
-
-    def _withdraw(self, job: Job) -> None:
-        """Nobody waits for this job: its bytes go now, its lease does too. Were it left
-        until a lane is free, the dead could fill the line against the living."""
-        key = id(job.model)
-        line = self._lines[key]
-        line.jobs.remove(job)
-        job.waits = False
-        self.queued -= 1
-        if not line.jobs:
-            del self._lines[key]
-            with contextlib.suppress(ValueError):  # not there while its turn is on
-                self._turns.remove(key)
-
-    def _late(self, job: Job) -> None:
-        """Its deadline passed while it waited."""
-        if job.waits:
-            self._withdraw(job)
-            if not job.done.done():
-                job.done.set_exception(DeadlinePassed(LATE))
 
     # -- turns ----------------------------------------------------------------------
 
@@ -196,24 +146,20 @@ class Batcher:
     def _start(self) -> int:
         """Run what can run: short calls here, others in free lanes. Gives the calls."""
         began, calls = time.perf_counter(), 0
-        stay: list[int] = []
-        while self._turns:
+        stay: list[Line] = []
+        self._apart.clear()
+        lines = self._lines
+        while (line := lines.next()) is not None:
             if calls and time.perf_counter() - began > TURN_S:
+                stay.append(line)
                 self._soon()  # others have waited for the loop long enough
                 break
-            key = self._turns.popleft()
-            line = self._lines[key]
             if self._begun(line):
                 calls += 1
+                lines.had_its_turn(line, self._delay)
             elif line.jobs:
-                stay.append(key)
-                continue
-            if line.jobs:
-                line.ripe = line.jobs[0].since + self._delay
-                self._turns.append(key)
-            else:
-                self._lines.pop(key, None)
-        self._turns.extendleft(reversed(stay))
+                stay.append(line)
+        lines.wait_on(stay)
         self._watch()
         return calls
 
@@ -222,47 +168,63 @@ class Batcher:
         now = self._clock()
         batch, rows, late = line.batch(now, self._together)
         for job in late:
-            self._late(job)
+            self._lines.late(job)
         if not batch:
             return False
-        model, first = line.model, batch[0].asked
-        short = self._is_short(model, first, rows)
+        call = self._call(line, batch, rows, now)
+        short = self._lanes.inline and call.is_short(self._pace)
         if not short and not self._lanes.free:
             return False
-        together, waits = [], []
-        for job in batch:
-            together.append(job.asked)
-            waits.append(now - job.since)
-        line.take(batch)
-        self.queued -= len(batch)
+        jobs = call.jobs
+        waits = [now - job.since for job in jobs]
+        self._lines.take(call)
         if short:
             try:
-                ended = self._lanes.run_here(forward, model, together)
+                ended = self._lanes.run_here(call.work)
             except Exception as error:  # noqa: BLE001 - the callers hear it
-                ended = Ended([error] * len(batch), 0.0)
-            self._finish(batch, ended)
-            self._told(model, first, waits, rows, ended.seconds)
+                ended = Ended([error] * len(jobs), 0.0)
+            self._finish(jobs, ended)
+            call.told(self._pace, self._witness, waits, ended.seconds)
             return True
-        call = self._lanes.start(lambda: forward(model, together))
-        for job in batch:
-            job.call = call
-        call.add_done_callback(lambda _: self._landed(model, batch, waits, rows, call))
+        lane = self._lanes.start(call.work)
+        for job in jobs:
+            job.call = lane
+        lane.add_done_callback(lambda _: self._landed(call, waits, lane))
         return True
 
+    def _call(self, line: Line, batch: list[Job], rows: int, now: float) -> Call:
+        """These jobs as a call; with those of other models of the graph if it pays."""
+        model, first = line.model, batch[0].asked
+        cross = self._cross
+        if cross is not None and len(self._lines) >= LEAST:
+            key = model.graph.digest, first.signature, rows
+            if key not in self._apart and cross.may(model, first, rows):
+                self._apart.add(key)
+                group = mates(line, batch, rows, self._lines, now)
+                models = [mate.model for mate, _ in group]
+                shared = len(group) >= LEAST and cross.forward(models, first, rows)
+                if shared:
+                    self._apart.discard(key)
+                    asked = [[job.asked for job in jobs] for _, jobs in group]
+                    return Call(
+                        [mate for mate, _ in group],
+                        [jobs for _, jobs in group],
+                        rows,
+                        lambda: forward_across(shared, models, asked),
+                    )
+        together = [job.asked for job in batch]
+        return Call([line], [batch], rows, lambda: forward(model, together))
+
     def _landed(
-        self,
-        model: Model,
-        batch: list[Job],
-        waits: Sequence[float],
-        rows: int,
-        call: "asyncio.Future[Ended]",
+        self, call: Call, waits: Sequence[float], lane: "asyncio.Future[Ended]"
     ) -> None:
+        jobs = call.jobs
         try:
-            ended = call.result()
+            ended = lane.result()
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers hear it
-            ended = Ended([error] * len(batch), 0.0)
-        self._finish(batch, ended)
-        self._told(model, batch[0].asked, waits, rows, ended.seconds)
+            ended = Ended([error] * len(jobs), 0.0)
+        self._finish(jobs, ended)
+        call.told(self._pace, self._witness, waits, ended.seconds)
         self._start()
 
     def _finish(self, batch: Sequence[Job], ended: Ended) -> None:
@@ -277,16 +239,13 @@ class Batcher:
     def _watch(self) -> None:
         """What still waits when its turn has ended hears of its deadline in time, and
         lines that wait for company are looked at when they are ripe."""
-        for job in self._came:
-            if job.waits and job.deadline is not None:
-                job.alarm = self._loop.call_at(job.deadline, self._late, job)
-        self._came.clear()
-        if self._delay and self._turns:
-            ripe = min([self._lines[key].ripe for key in self._turns])
-            if self._timer is None or self._timer.when() > ripe:
-                if self._timer is not None:
-                    self._timer.cancel()
-                self._timer = self._loop.call_at(ripe, self._ripened)
+        self._lines.watch(self._loop.call_at)
+        ripe = self._lines.ripe() if self._delay else None
+        if ripe is None or (self._timer is not None and self._timer.when() <= ripe):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(ripe, self._ripened)
 
     def _ripened(self) -> None:
         self._timer = None

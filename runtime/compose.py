@@ -9,11 +9,12 @@ byte is given back, gRPC ends, then HTTP, then the threads.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from importlib.metadata import version
 from typing import Literal
 
 import structlog
+import torch
 
 from eviction.costs import Costs
 from eviction.history import Remembering
@@ -31,6 +32,7 @@ from runtime.catalog import Catalog
 from runtime.census import tell
 from runtime.config import Settings
 from runtime.counts import Counts
+from runtime.cross import Cross
 from runtime.devices import lanes_of, pick_device, share_cores
 from runtime.engine import Engine
 from runtime.lanes import Lanes
@@ -155,9 +157,8 @@ async def composed(
         cache = _cache(settings, loader, policy, ledger, observer, level.at_best)
         _acquaint(loader, cache, costs)
         cache.turns = bringing.turns
-        lanes = Lanes(device, lanes_of(settings, device), on_lost)
-        stack.callback(lanes.close)
-        engine = _engine(settings, store, cache, lanes, observer)
+        lanes, cross = stack.enter_context(_running(settings, device, on_lost))
+        engine = _engine(settings, store, cache, lanes, cross, observer)
         engine.measured, engine.tiers = level.first.used, loader.tiers
         engine.bytes_below, engine.longest_forward = loader.bytes_below, lanes.longest
         stack.push_async_callback(engine.drain)
@@ -175,6 +176,20 @@ async def composed(
         )
         await stack.enter_async_context(_prefetched(listening, bringing, engine, cache))
         yield engine
+
+
+@contextlib.contextmanager
+def _running(
+    settings: Settings, device: torch.device, on_lost: Callable[[], None]
+) -> Iterator[tuple[Lanes, Cross | None]]:
+    """The threads that run models, and the one that finds out which may share calls."""
+    with contextlib.ExitStack() as stack:
+        lanes = Lanes(device, lanes_of(settings, device), on_lost)
+        stack.callback(lanes.close)
+        cross = Cross() if settings.cross_batching else None
+        if cross is not None:
+            stack.callback(cross.close)
+        yield lanes, cross
 
 
 def _cache(
@@ -216,6 +231,7 @@ def _engine(
     store: Store,
     cache: ModelCache[Model],
     lanes: Lanes,
+    cross: Cross | None,
     observer: Observer,
 ) -> LocalEngine:
     """The catalog and the batcher tell the engine, which is made last."""
@@ -231,6 +247,7 @@ def _engine(
         settings.max_waiting,
         settings.batching,
         settings.max_queue_delay,
+        cross,
     )
     engine = LocalEngine(
         catalog,

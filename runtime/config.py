@@ -214,6 +214,11 @@ class Settings(BaseSettings):
         description="Run requests that wait for one model as one call, up to the "
         "model's max_batch_size. Default: on.",
     )
+    cross_batching: bool = Field(
+        True,
+        description="Run requests for several models of one graph as one call, where a "
+        "measurement at first use shows that it pays. Default: on.",
+    )
     max_queue_delay: Seconds = Field(
         0.0,
         title="SECONDS",

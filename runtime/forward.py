@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
+from loader.across import stacked
 from loader.errors import DeviceFull, DeviceLost
+from loader.graph import Forward
 from loader.load import Model
 from runtime.conformance import Fitted
 from runtime.contents import Part, joined, part_of, tensor_of
@@ -46,6 +48,36 @@ def forward(model: Model, batch: Sequence[Fitted]) -> Ended:
         # Not in the `except`: there the failed call's tensors would still be held.
         outcomes = _together(model, batch) or [alone(model, asked) for asked in batch]
     return Ended(outcomes, time.perf_counter() - began)
+
+
+def forward_across(
+    call: Forward, models: Sequence[Model], batches: Sequence[Sequence[Fitted]]
+) -> Ended:
+    """One call for several models of one graph, each with as many rows; outcomes in the
+    order of the batches. Should it fail, one call a request."""
+    began = time.perf_counter()
+    outcomes: list[Outcome] = list(_across(call, models, batches))
+    if not outcomes:
+        for model, batch in zip(models, batches, strict=True):
+            outcomes += [alone(model, asked) for asked in batch]
+    return Ended(outcomes, time.perf_counter() - began)
+
+
+def _across(
+    call: Forward, models: Sequence[Model], batches: Sequence[Sequence[Fitted]]
+) -> list[list[Part]]:
+    """Each request's outputs; none at all if the call failed."""
+    every = [asked for batch in batches for asked in batch]
+    first, count = models[0], len(models)
+    try:
+        columns = zip(*[asked.pieces for asked in every], strict=True)
+        inputs = [joined(column).to(first.device) for column in columns]
+        stack = [x.view(count, x.shape[0] // count, *x.shape[1:]) for x in inputs]
+        outputs = call(*stacked(models), *stack)
+        flat = [first.own(output.flatten(0, 1)).cpu() for output in outputs]
+        return split([part_of(output) for output in flat], [a.rows for a in every])
+    except Exception:  # noqa: BLE001 - tried one by one, and then told to each
+        return []
 
 
 def alone(model: Model, asked: Fitted) -> Outcome:

@@ -6,12 +6,21 @@ wake anything (runtime/batch.py).
 
 import asyncio
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from loader.load import Model
-from runtime.conformance import Fitted
+from runtime.conformance import Fitted, Signature
 from runtime.contents import Part
+from runtime.cross import MOST
 from runtime.forward import Ended
+from runtime.pace import Pace
+
+LATE = "the deadline passed while the request waited"
+
+Witness = Callable[[Model, Sequence[float], int, float], None]
+"""Told of every call that ended: its model, how long each of its requests waited, its
+rows, its seconds."""
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -68,3 +77,57 @@ class Line:
             self.jobs.clear()
         else:
             self.jobs = deque([job for job in self.jobs if job.waits])
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """The next calls of some lines, as one: `batches` by line, `rows` of each line."""
+
+    lines: list[Line]
+    batches: list[list[Job]]
+    rows: int
+    work: Callable[[], Ended]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Of all lines, in order."""
+        return [job for batch in self.batches for job in batch]
+
+    def _shape(self) -> tuple[str, Signature, int]:
+        """What its time is remembered by."""
+        digest = self.lines[0].model.graph.digest
+        shared = f"{digest} across" if len(self.lines) > 1 else digest
+        signature = self.batches[0][0].asked.signature
+        return shared, signature, self.rows * len(self.lines)
+
+    def is_short(self, pace: Pace) -> bool:
+        """True if it may run on the event loop."""
+        return pace.is_short(*self._shape(), len(self.jobs))
+
+    def told(
+        self, pace: Pace, witness: Witness, waits: Sequence[float], seconds: float
+    ) -> None:
+        """It ended. Of a shared call each model took its share."""
+        pace.told(*self._shape(), seconds)
+        share, at = seconds / len(self.lines), 0
+        for line, batch in zip(self.lines, self.batches, strict=True):
+            witness(line.model, waits[at : at + len(batch)], self.rows, share)
+            at += len(batch)
+
+
+def mates(
+    line: Line, batch: list[Job], rows: int, others: Iterable[Line], now: float
+) -> list[tuple[Line, list[Job]]]:
+    """Lines of the same graph whose next calls have the same shapes and rows, with
+    those calls; this one among them, in the order of their places in the arena."""
+    graph, signature = line.model.graph, batch[0].asked.signature
+    found = [(line, batch)]
+    for other in others:
+        if other is line or other.model.graph is not graph:
+            continue
+        chosen, count, _ = other.batch(now, True)
+        if chosen and count == rows and chosen[0].asked.signature == signature:
+            found.append((other, chosen))
+            if len(found) == MOST:
+                break
+    return sorted(found, key=lambda pair: pair[0].model.place)

@@ -13,6 +13,10 @@ INLINE_S = 200e-6
 """What a call may hold the event loop up for: about what the loop spends on two
 requests anyway, so no other request's wait grows by more than that."""
 
+TURN_S = 1e-3
+"""What one call of many requests, and all calls of one turn of the loop together, may
+hold it up for."""
+
 SEEN = 3
 """Calls to be seen in a lane first; the very first of a graph is always slow."""
 
@@ -48,8 +52,11 @@ class Pace:
             mean += (seconds - mean) * 0.2
         self._times[key] = seen + 1, mean
 
-    def is_short(self, digest: str, signature: Signature, rows: int) -> bool:
-        """True if a call of this shape may run on the event loop."""
+    def is_short(
+        self, digest: str, signature: Signature, rows: int, requests: int = 1
+    ) -> bool:
+        """True if a call of this shape may run on the event loop: if what it saves so
+        many requests could have run there one by one."""
         key = digest, signature, (rows - 1).bit_length()
         seen, mean = self._times.get(key, (0, 0.0))
-        return seen >= SEEN and mean < self._bound
+        return seen >= SEEN and mean < min(self._bound * requests, TURN_S)

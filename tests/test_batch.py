@@ -256,7 +256,7 @@ async def test_who_gave_up_takes_no_place_in_the_queue(bench) -> None:
 
 
 def queued(bench):
-    return [job for line in bench.batcher._lines.values() for job in line.jobs]
+    return [job for line in bench.batcher._lines for job in line.jobs]
 
 
 async def test_cancelled_while_running_waits_for_the_lane(bench) -> None:
@@ -342,13 +342,17 @@ async def test_a_short_call_runs_without_a_hop(bench) -> None:
 
 
 def test_only_what_was_seen_to_be_short_is_short() -> None:
-    pace = Pace(bound=1.0)
-    for seconds in (9.0, 0.5, 0.5):  # the first is always slow, and is not counted
+    pace = Pace(bound=1e-4)
+    for seconds in (9.0, 5e-5, 5e-5):  # the first is always slow, and is not counted
         assert not pace.is_short("g", ((2,),), 1)
         pace.told("g", ((2,),), 1, seconds)
     assert pace.is_short("g", ((2,),), 1)
     assert not pace.is_short("g", ((2,),), 64)
     assert not pace.is_short("g", ((3,),), 1)
     for _ in range(10):
-        pace.told("g", ((2,),), 1, 5.0)
+        pace.told("g", ((2,),), 1, 5e-4)
     assert not pace.is_short("g", ((2,),), 1), "it has become slow"
+    assert pace.is_short("g", ((2,),), 1, 8), "but not for eight"
+    for _ in range(20):
+        pace.told("g", ((2,),), 1, 2e-3)
+    assert not pace.is_short("g", ((2,),), 1, 1000), "the loop has others to serve"

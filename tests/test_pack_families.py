@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from loader.across import across
 from loader.graph import Graph, read_graph
 from loader.manifest import ModelSpec, read_manifest
 from loader.pack import Packed, pack
@@ -309,7 +310,8 @@ def test_models_of_one_graph_can_share_a_call(
     stacked = [torch.stack(pair) for pair in zip(weights, others, strict=True)]
     twice = [torch.stack([tensor, tensor]) for tensor in inputs.values()]
     with torch.no_grad():
-        (both,) = torch.func.vmap(graph.eager)(*stacked, *twice)
+        forward = across(graph, [tensor.dim() for tensor in inputs.values()])
+        (both,) = forward(*stacked, *twice)
         for row, alone in zip(both, (weights, others), strict=True):
             (expected,) = graph(*alone, *inputs.values())
             torch.testing.assert_close(row, expected, rtol=1e-4, atol=1e-5)

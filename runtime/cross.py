@@ -1,0 +1,196 @@
+"""Does it pay to run several models of one graph as one call? Measured, not guessed.
+
+    who          lines of one graph, whose next calls have the same shapes and rows
+    first use    they run one by one; a thread tries the graph on made-up weights of the
+                 same shapes: one by one, and as one call (loader/across.py)
+    from then    one call where that was quicker by GAIN, if its answers agreed
+
+Owns: the verdicts and the thread that finds them. Must not: delay a request, touch a
+real model's weights, queue or lease: all who share a call hold leases of their own
+until it ends (trap 4 of runtime/cache.py).
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import structlog
+import torch
+
+from loader.across import across, stride_of
+from loader.graph import Forward, Graph
+from loader.load import Model
+from loader.manifest import ModelSpec
+from loader.threads import stand_back
+from runtime.conformance import Fitted, Signature
+from runtime.datatypes import TORCH
+
+log = structlog.get_logger()
+
+LEAST = 4
+"""Models; for fewer the stacking is hardly ever worth it."""
+
+MOST = 64
+"""Models in one call: bounds what it holds the loop or a lane up for."""
+
+GAIN = 1.25
+"""How much quicker one call must be. Below it the noise of a measurement decides."""
+
+TRIED = 8
+"""Models in a trial."""
+
+TRIAL_BYTES = 64 << 20
+"""Of made-up weights. A graph that needs more is busy with its numbers and not with
+calls, and gains nothing."""
+
+ROUNDS = 7
+KEPT = 1024
+
+Key = tuple[str, Signature, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a trial found. `basis`: what one by one ran; another is tried anew.
+
+    `in_place`, `copied`: one by one / one call, for models at a constant stride in the
+    arena, and for others, whose weights have to be copied first; 0: it cannot be."""
+
+    basis: Forward
+    forward: Forward | None = None
+    in_place: float = 0.0
+    copied: float = 0.0
+
+
+class Cross:
+    """Verdicts by graph and shapes. One instance, one event loop."""
+
+    def __init__(self) -> None:
+        self._verdicts: dict[Key, Verdict] = {}
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(1, "cross", initializer=stand_back)
+
+    def may(self, model: Model, asked: Fitted, rows: int) -> bool:
+        """False if it is known not to pay: then nobody need look for mates."""
+        if not model.spec.max_batch_size:
+            return False
+        found = self._verdicts.get((model.graph.digest, asked.signature, rows))
+        return found is None or bool(found.forward) or self._stale(found, model)
+
+    def forward(
+        self, models: Sequence[Model], asked: Fitted, rows: int
+    ) -> Forward | None:
+        """The call for these models, `rows` each; None: one by one. In the order of
+        their places."""
+        first = models[0]
+        key = first.graph.digest, asked.signature, rows
+        found = self._verdicts.get(key)
+        if found is None or self._stale(found, first):
+            self._try(key, first, asked, rows)
+            return None
+        gain = found.in_place if stride_of(models) is not None else found.copied
+        return found.forward if gain >= GAIN else None
+
+    def _stale(self, found: Verdict, model: Model) -> bool:
+        return found.basis is not model.graph.forward
+
+    def _try(self, key: Key, model: Model, asked: Fitted, rows: int) -> None:
+        graph, spec, device = model.graph, model.spec, model.device
+        if len(self._verdicts) >= KEPT:
+            self._verdicts.clear()
+        # Until the trial has ended: one by one.
+        self._verdicts[key] = Verdict(graph.forward)
+        inputs = [
+            _filled((rows, *shape), TORCH[want.datatype], device, want.low or 0)
+            for shape, want in zip(asked.signature, spec.inputs, strict=True)
+        ]
+        task = self._loop.run_in_executor(self._threads, trial, graph, inputs, device)
+        task.add_done_callback(lambda ended: self._tried(key, spec, ended))
+
+    def _tried(
+        self, key: Key, spec: ModelSpec, ended: "asyncio.Future[Verdict]"
+    ) -> None:
+        if ended.cancelled():
+            return
+        error = ended.exception()
+        if error is not None:  # an op without a batching rule, or answers that differ
+            reason = type(error).__name__
+            log.info("models stay apart", model=spec.name, reason=reason)
+            return
+        found = self._verdicts[key] = ended.result()
+        log.info(
+            "models tried together",
+            model=spec.name,
+            in_place=round(found.in_place, 2),
+            copied=round(found.copied, 2),
+        )
+
+    def close(self) -> None:
+        """End the thread; returns when it has."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _filled(
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device, low: int = 0
+) -> torch.Tensor:
+    """Numbers that no function makes infinite; indices that every table has."""
+    if dtype.is_floating_point:
+        return torch.rand(shape, device=device).to(dtype) * 0.1
+    return torch.full(tuple(shape), low, dtype=dtype, device=device)
+
+
+def trial(
+    graph: Graph, inputs: Sequence[torch.Tensor], device: torch.device
+) -> Verdict:
+    """One by one against one call, on made-up weights. In the thread."""
+    basis = graph.forward
+    with torch.inference_mode():
+        nbytes = sum(_nbytes(w.shape, w.dtype) for w in graph.weights)
+        if nbytes * TRIED > TRIAL_BYTES:
+            return Verdict(basis)
+        weights = [_filled((TRIED, *w.shape), w.dtype, device) for w in graph.weights]
+        models = [tuple([w[index] for w in weights]) for index in range(TRIED)]
+        blocks = [torch.zeros(nbytes, dtype=torch.uint8, device=device)] * TRIED
+        stack = [torch.stack([given] * TRIED) for given in inputs]
+        forward = across(graph, [given.dim() for given in inputs])
+
+        def one_by_one() -> list[tuple[torch.Tensor, ...]]:
+            return [basis(*mine, *inputs) for mine in models]
+
+        def together() -> tuple[torch.Tensor, ...]:
+            views = [w.as_strided(w.shape, w.stride()) for w in weights]
+            return forward(*views, *stack)
+
+        _agree(one_by_one(), together())
+        alone, one, copy = _times(
+            device, one_by_one, together, lambda: torch.stack(blocks)
+        )
+    return Verdict(basis, forward, alone / one, alone / (one + copy))
+
+
+def _nbytes(shape: Sequence[int], dtype: torch.dtype) -> int:
+    return torch.Size(shape).numel() * dtype.itemsize
+
+
+def _agree(
+    alone: Sequence[tuple[torch.Tensor, ...]], shared: tuple[torch.Tensor, ...]
+) -> None:
+    """AssertionError if one call gives other answers."""
+    for index, outputs in enumerate(alone):
+        for wanted, got in zip(outputs, shared, strict=True):
+            torch.testing.assert_close(got[index], wanted, equal_nan=True)
+
+
+def _times(device: torch.device, *works: Callable[[], object]) -> list[float]:
+    """The least seconds of each, in turns: a busy moment hits all of them."""
+    least = [float("inf")] * len(works)
+    for _ in range(ROUNDS):
+        for index, work in enumerate(works):
+            began = time.perf_counter()
+            work()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            least[index] = min(least[index], time.perf_counter() - began)
+    return least

@@ -1,0 +1,271 @@
+"""Several models of one graph in one call: the same answers, of leased weights."""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from loader.across import across, stacked, stride_of
+from loader.graphs import GraphShelf
+from loader.load import Loader, Model
+from loader.manifest import read_manifest
+from loader.memory import HostMemory
+from loader.pack import export, write
+from loader.store import Store
+from runtime.batch import Batcher
+from runtime.conformance import Form
+from runtime.contents import tensor_of
+from runtime.cross import LEAST, Cross, Verdict, trial
+from runtime.engine import Request
+from runtime.lanes import Lanes
+from runtime.pace import SEEN
+
+CPU = torch.device("cpu")
+
+
+class Mlp(nn.Module):
+    def __init__(self, seed: int, bias: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.first, self.second = nn.Linear(6, 8, bias), nn.Linear(8, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x)) * 2 + torch.relu(self.first(x))
+        return torch.softmax(self.second(h), 1), h
+
+
+class Attention(nn.Module):
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        self.shift = nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        return self.layer(x + self.shift).mean(1), self.shift.expand(x.shape[0], -1)
+
+
+NETS = {
+    "chain": (lambda seed: Mlp(seed).eval(), (2, 6)),
+    "without a bias": (lambda seed: Mlp(seed, False).eval(), (2, 6)),
+    "vmap": (lambda seed: Attention(seed).eval(), (2, 5, 8)),
+}
+
+
+@pytest.fixture
+async def brought(tmp_path: Path):
+    """Brings models in as a server does: `brought(net, count)`."""
+    with ThreadPoolExecutor(2) as threads:
+        store = Store.open(str(tmp_path))
+        loader = Loader(store, GraphShelf(store, CPU, threads), HostMemory(), threads)
+
+        async def bring(net: str, count: int) -> list[Model]:
+            make, shape = NETS[net]
+            program = export(make(0), {"x": torch.randn(shape)})
+            models = []
+            for seed in range(count):
+                folder = tmp_path / f"m{seed}" / "1"
+                write(program, folder, weights=make(seed).state_dict())
+                data = (folder / "model.json").read_bytes()
+                spec = replace(
+                    read_manifest(data, f"m{seed}", "1"), directory=f"m{seed}/1"
+                )
+                models.append(await loader.load(spec))
+            return sorted(models, key=lambda model: model.place)
+
+        yield SimpleNamespace(bring=bring, loader=loader)
+
+
+def rows(net: str, count: int) -> torch.Tensor:
+    shape = NETS[net][1]
+    return torch.randn(count, *shape[1:], generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("apart", [False, True])
+async def test_each_model_gives_what_it_gives_alone(brought, net, apart) -> None:
+    """In place, where they lie at a constant stride; copied, where one is missing."""
+    models = await brought.bring(net, 5)
+    assert stride_of(models) == models[0].nbytes
+    if apart:
+        del models[2]
+        assert stride_of(models) is None
+    x = torch.stack([rows(net, 3) * (1 + index) for index in range(len(models))])
+    with torch.inference_mode():
+        weights = stacked(models)
+        forward = across(models[0].graph, [x.dim() - 1])
+        shared = forward(*weights, x)
+        for index, model in enumerate(models):
+            alone = model.forward((x[index],))
+            for wanted, got in zip(alone, shared, strict=True):
+                torch.testing.assert_close(got[index], wanted)
+    home = models[0].weights[0].untyped_storage().data_ptr()
+    inside = {weight.untyped_storage().data_ptr() == home for weight in weights}
+    assert inside == {not apart}
+
+
+async def test_a_chain_is_one_call_a_layer(brought) -> None:
+    """And what is no chain is not taken for one."""
+    models = await brought.bring("chain", 2)
+    names = across(models[0].graph, [2]).__code__.co_names
+    assert "baddbmm" in names
+    assert "vmap" not in names
+    whole = across(models[0].graph, [3])  # rows of rows: linear layers do more there
+    assert not hasattr(whole, "__self__") or "baddbmm" not in whole.__code__.co_names
+
+
+def batcher(lanes: Lanes, cross: Cross, told: list) -> Batcher:
+    made = Batcher(lanes, lambda *ended: told.append(ended), 1000, cross=cross)
+    made._company.expected = True
+    return made
+
+
+def asked(model: Model, x: torch.Tensor):
+    return Form(model.spec).fit(Request(model.spec.name, {"x": x}))
+
+
+def pays(cross: Cross, model: Model, x: torch.Tensor) -> None:
+    """As if a trial had shown it."""
+    key = model.graph.digest, asked(model, x).signature, len(x)
+    forward = across(model.graph, [x.dim()])
+    cross._verdicts[key] = Verdict(model.graph.forward, forward, 9.0, 9.0)
+
+
+@pytest.fixture
+async def bench():
+    lanes, cross, told = Lanes(CPU, 1), Cross(), []
+    yield SimpleNamespace(
+        lanes=lanes, cross=cross, told=told, batcher=batcher(lanes, cross, told)
+    )
+    lanes.close()
+    cross.close()
+
+
+@pytest.mark.parametrize("net", NETS)
+async def test_a_turn_of_several_models_is_one_call(brought, bench, net) -> None:
+    models = await brought.bring(net, 6)
+    x = [rows(net, 2) + index for index in range(6)]
+    pays(bench.cross, models[0], x[0])
+    calls = []
+    start = bench.lanes.start
+    bench.lanes.start = lambda work: calls.append(work) or start(work)
+    answers = await asyncio.gather(
+        *[bench.batcher.run(m, asked(m, v)) for m, v in zip(models, x, strict=True)]
+    )
+    assert len(calls) == 1
+    assert [ended[0] for ended in bench.told] == models
+    assert {ended[2] for ended in bench.told} == {2}, "each model's own rows"
+    for model, value, parts in zip(models, x, answers, strict=True):
+        with torch.inference_mode():
+            alone = model.forward((value,))
+        for wanted, part in zip(alone, parts, strict=True):
+            torch.testing.assert_close(torch.from_numpy(part.array.copy()), wanted)
+            home = model.weights[0].untyped_storage()
+            at = part.array.__array_interface__["data"][0]
+            assert not home.data_ptr() <= at < home.data_ptr() + home.nbytes()
+    assert bench.batcher.queued == 0
+
+
+async def test_other_rows_and_other_graphs_stay_apart(brought, bench) -> None:
+    models = await brought.bring("chain", LEAST + 1)
+    pays(bench.cross, models[0], rows("chain", 2))
+    many = [asked(m, rows("chain", 2)) for m in models[:-1]]
+    one = asked(models[-1], rows("chain", 1))
+    await asyncio.gather(
+        *[bench.batcher.run(m, a) for m, a in zip(models, [*many, one], strict=True)]
+    )
+    assert sorted(ended[2] for ended in bench.told) == [1, *[2] * LEAST]
+    assert len({id(ended[3]) for ended in bench.told}) > 1
+
+
+async def test_a_shared_call_that_fails_is_made_one_by_one(brought, bench) -> None:
+    models = await brought.bring("chain", LEAST)
+    x = rows("chain", 1)
+    pays(bench.cross, models[0], x)
+
+    def broken(*tensors):
+        raise RuntimeError("no rule for this op")
+
+    (key,) = bench.cross._verdicts
+    bench.cross._verdicts[key] = Verdict(models[0].graph.forward, broken, 9.0, 9.0)
+    answers = await asyncio.gather(*[bench.batcher.run(m, asked(m, x)) for m in models])
+    for model, parts in zip(models, answers, strict=True):
+        torch.testing.assert_close(
+            torch.from_numpy(parts[0].array), model.forward((x,))[0]
+        )
+
+
+async def test_who_is_cancelled_waits_until_the_shared_call_ends(
+    brought, bench
+) -> None:
+    """Trap 4: its weights are read until then, and its lease must hold them."""
+    models = await brought.bring("chain", LEAST)
+    x = rows("chain", 1)
+    pays(bench.cross, models[0], x)
+    (key,) = bench.cross._verdicts
+    entered, gate = threading.Event(), threading.Event()
+    real = bench.cross._verdicts[key].forward
+
+    def held(*tensors):
+        entered.set()
+        assert gate.wait(10)
+        return real(*tensors)
+
+    bench.cross._verdicts[key] = Verdict(models[0].graph.forward, held, 9.0, 9.0)
+    tasks = [asyncio.create_task(bench.batcher.run(m, asked(m, x))) for m in models]
+    await asyncio.to_thread(entered.wait, 10)
+    tasks[1].cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not tasks[1].done()
+    gate.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(outcomes[1], asyncio.CancelledError)
+    assert sum(isinstance(outcome, list) for outcome in outcomes) == LEAST - 1
+
+
+async def test_the_first_use_is_tried_behind_the_requests(brought, bench) -> None:
+    models = await brought.bring("chain", LEAST)
+    x = rows("chain", 1)
+    await asyncio.gather(*[bench.batcher.run(m, asked(m, x)) for m in models])
+    assert {ended[2] for ended in bench.told} == {1}, "one by one meanwhile"
+    (key,) = bench.cross._verdicts
+    # One thread: what is asked of it now comes after the trial.
+    await asyncio.get_running_loop().run_in_executor(bench.cross._threads, int)
+    await asyncio.sleep(0)
+    verdict = bench.cross._verdicts[key]
+    assert verdict.basis is models[0].graph.forward
+    assert verdict.in_place > 0
+    assert verdict.copied < verdict.in_place
+    models[0].graph.forward = lambda *tensors: models[0].graph.eager(*tensors)
+    assert bench.cross.forward(models, asked(models[0], x), 1) is None, "tried anew"
+
+
+async def test_answers_that_differ_keep_models_apart(brought) -> None:
+    (model,) = await brought.bring("chain", 1)
+    model.graph.forward = lambda *tensors: tuple(
+        y + 1 for y in model.graph.eager(*tensors)
+    )
+    with pytest.raises(AssertionError):
+        trial(model.graph, [rows("chain", 1)], CPU)
+
+
+async def test_short_shared_calls_run_on_the_loop(brought, bench) -> None:
+    models = await brought.bring("chain", LEAST)
+    x = rows("chain", 1)
+    pays(bench.cross, models[0], x)
+    first = asked(models[0], x)
+    for _ in range(SEEN):
+        bench.batcher._pace.told(
+            f"{models[0].graph.digest} across", first.signature, LEAST, 1e-5
+        )
+    bench.lanes.start = None  # nobody may need it
+    answers = await asyncio.gather(*[bench.batcher.run(m, asked(m, x)) for m in models])
+    assert len(answers) == LEAST
+    assert tensor_of(first.pieces[0]).shape == (1, 6)
