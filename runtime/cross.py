@@ -38,7 +38,7 @@ MOST = 64
 GAIN = 1.25
 """How much quicker one call must be. Below it the noise of a measurement decides."""
 
-TRIED = 8
+TRIED = 16
 """Models in a trial."""
 
 TRIAL_BYTES = 64 << 20
@@ -69,6 +69,10 @@ class Cross:
 
     def __init__(self) -> None:
         self._verdicts: dict[Key, Verdict] = {}
+        # An op that is done model by model is slower than it could be, and a trial will
+        # notice; a line on standard error among records of JSON helps nobody.
+        quiet = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
+        quiet(False)
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(1, "cross", initializer=stand_back)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import compile as compile_bench
-from bench import floor, micro, minilm, zipf
+from bench import cross, floor, micro, minilm, zipf
 from bench.client import quantile
 from bench.result import Figure, command, finish, line, parser, rounded
 from bench.traffic import Stored, shares
@@ -39,7 +39,7 @@ def result_of(*arguments: str) -> dict[str, dict[str, object]]:
     return found
 
 
-@pytest.mark.parametrize("bench", [compile_bench, floor, micro, minilm, zipf])
+@pytest.mark.parametrize("bench", [compile_bench, cross, floor, micro, minilm, zipf])
 def test_help_teaches(bench, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["bench", "--help"])
     with pytest.raises(SystemExit) as ended:
@@ -172,6 +172,17 @@ def test_micro_times_a_step() -> None:
         "bench.micro", "--quick", "--only", "conform", "--seconds", "0.05"
     )
     assert list(found) == ["conform_us"]
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+def test_cross_compares_answers_and_draws(tmp_path) -> None:
+    found = result_of(
+        "bench.cross", "--quick", "--only", "mlp_small", "--models", "5",
+        "--rounds", "1", "--turns", "1", "--out", str(tmp_path),
+    )  # fmt: skip
+    assert found["mlp_small_one_by_one_to_together"]["value"] > 0
+    assert (tmp_path / "cross.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.process
