@@ -3,10 +3,15 @@
 import pytest
 import structlog
 import torch
+from hypothesis import settings
 
 from tests.object_store import azure, azurite_server, s3, seaweed_server  # noqa: F401
 
 torch.set_num_threads(1)
+
+# Nor a deadline an example: a busy machine is no failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
