@@ -108,7 +108,9 @@ def room(policy: Policy) -> Iterator[Room[Loaded]]:
         lives,
         Tenants(),
         Spiral(),
-        lambda specs, nbytes, load_s: costs.each(("disk" for _ in specs), nbytes),
+        lambda specs, nbytes, load_s: costs.each(
+            ("disk" for _ in specs), nbytes, [spec.key for spec in specs]
+        ),
     )
     loop.close()
 

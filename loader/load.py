@@ -36,14 +36,14 @@ from loader.weights import Plans
 
 log = structlog.get_logger()
 
-Told = Callable[[str, int, float], None]
+Told = Callable[[str, int, float, str], None]
 
 
 class Loader:
     """Brings models in from a store and takes them out.
 
     `timeout`: seconds a load. `capacity`: bytes the arena may have just now. `told`:
-    hears of each load's tier, bytes and seconds.
+    hears of each load's tier, bytes, seconds and model.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Loader:
         host: HostTier | None = None,
         spool: Spool | None = None,
         ahead: Ahead | None = None,
-        told: Told = lambda tier, nbytes, seconds: None,
+        told: Told = lambda tier, nbytes, seconds, key: None,
     ) -> None:
         self._shelf = shelf
         self._device = memory.device
@@ -138,7 +138,8 @@ class Loader:
                 f"loading model '{spec.name}' took longer than {self._timeout:g} s"
             ) from error
         self._loads[model.tier] = self._loads.get(model.tier, 0) + 1
-        self._told(model.tier, model.nbytes, time.perf_counter() - began)
+        took = time.perf_counter() - began
+        self._told(model.tier, model.nbytes, took, spec.key)
         return model
 
     async def unload(self, model: Model) -> None:

@@ -222,7 +222,7 @@ def _acquaint(loader: Loader, cache: ModelCache[Model], costs: Costs) -> None:
     """The loader may move whom nobody uses; the cache asks what coming back costs."""
     loader.idle = cache.idle
     cache.room.reload_s = lambda specs, nbytes, load_s: costs.each(
-        map(loader.falls_to, specs), nbytes
+        map(loader.falls_to, specs), nbytes, [spec.key for spec in specs]
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eviction.costs import PRIORS, Cost, Costs
+from eviction.costs import OWN_MOST, PRIORS, TRUSTED, Cost, Costs
 
 
 def test_before_anything_is_measured_the_priors_order_the_tiers() -> None:
@@ -45,3 +45,46 @@ def test_a_cost_is_never_negative_and_larger_for_more(loads) -> None:
     for tier in ("host", "disk", "store", "new"):
         few, many = costs.seconds(tier, 10), costs.seconds(tier, 10**9)
         assert 0 <= few <= many
+
+
+def settled(tier: str, seconds: float) -> Costs:
+    """One whose belief of a tier has come to rest."""
+    costs = Costs()
+    for index in range(400):
+        costs.told(tier, 1000, seconds, f"m{index}")
+    return costs
+
+
+def test_a_model_that_takes_longer_than_its_bytes_is_dearer_from_that_tier() -> None:
+    costs = settled("disk", 0.1)
+    for _ in range(20):
+        costs.told("disk", 1000, 0.3, "slow")
+        costs.told("disk", 1000, 0.1, "usual")
+        for index in range(8):
+            costs.told("disk", 1000, 0.1, f"m{index}")
+    slow, usual, new = (
+        costs.seconds("disk", 1000, model) for model in ("slow", "usual", "new")
+    )
+    assert slow > 1.5 * usual
+    assert usual == pytest.approx(new, rel=0.3)
+    assert costs.seconds("store", 1000, "slow") == costs.seconds("store", 1000)
+    assert costs.each(["disk", "disk"], [1000, 1000], ["slow", "new"]) == [slow, new]
+
+
+def test_one_measurement_is_not_believed_beyond_measure() -> None:
+    costs = settled("disk", 0.1)
+    costs.told("disk", 1000, 1e6, "stuck")
+    assert costs._own["disk"]["stuck"] < OWN_MOST / 2
+
+
+def test_while_priors_are_mended_nothing_is_said_of_models() -> None:
+    costs = Costs()
+    for index in range(TRUSTED):
+        costs.told("disk", 1000, 5.0, f"m{index}")
+    assert costs.seconds("disk", 1000, "m0") == costs.seconds("disk", 1000, "new")
+
+
+def test_models_of_long_ago_are_forgotten(monkeypatch) -> None:
+    monkeypatch.setattr("eviction.costs.REMEMBERED", 10)
+    costs = settled("disk", 0.1)
+    assert list(costs._own["disk"]) == [f"m{index}" for index in range(390, 400)]

@@ -58,7 +58,7 @@ class Bench:
             threads,
             timeout=5,
             capacity=lambda: self.capacity,
-            told=lambda tier, nbytes, seconds: self.told.append((tier, nbytes)),
+            told=lambda tier, nbytes, seconds, key: self.told.append((tier, nbytes)),
             **tiers,
         )
         self.busy: set[str] = set()
