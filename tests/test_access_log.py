@@ -11,7 +11,7 @@ from runtime.access_log import HEAD, AccessLog
 from runtime.simulate import jobs_of, run
 from runtime.trace_file import read_trace
 from tests import tiny_models
-from tests.test_local import ask, engine_over
+from tests.test_prewarm import ask, engine_over
 
 
 async def test_serve_log_simulate(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from eviction.history import REQUESTS, Remembering
 from eviction.policies import POLICIES
 from runtime.journal import read, write
 from tests import tiny_models
-from tests.test_local import ask, engine_over
+from tests.test_prewarm import ask, engine_over
 
 
 def lived(policy: str) -> Remembering:
