@@ -34,8 +34,9 @@ class Cost:
         return self.wait + self.pace * nbytes
 
 
-OWN_WEIGHT = 0.3
-"""Of a new measurement of one model: it is loaded far less often than its tier."""
+OWN_WEIGHT = 0.1
+"""As slow as the tier's: on a busy machine one load takes three times the last for no
+reason of its own, and .3 made a server that loads all the time keep the wrong ones."""
 
 OWN_MOST = 4.0
 """One model is believed to take a quarter to four times what its bytes take: beyond
