@@ -8,6 +8,7 @@ Owns: the order of the tiers and of these steps. Must not: know graphs, budgets 
 leases. Whatever `fill` raises, CancelledError too, no block is held when it does.
 """
 
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
@@ -30,8 +31,10 @@ from loader.threads import to_its_end, together
 from loader.verify import Damaged
 from loader.weights import Placed, Plans, place
 
-THREADS = 4
-"""Threads that read one file, if it may be verified by chunks."""
+THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
+"""Threads that read one file, if it may be verified by chunks: half of the cores at
+most. Two threads of one core hash a tenth more than one (measured), and those who
+answer need the other."""
 
 Kept = dict[int, list[memoryview]]
 """The pieces of each range, by where it starts."""

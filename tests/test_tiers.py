@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from loader import arena, files, ranges
+from loader import arena, files, fill, ranges
 from loader.arena import GRANULE
 from loader.errors import ArtifactRefused, DeviceFull, LoadFailed, StoreUnreachable
 from loader.graphs import GraphShelf
@@ -236,9 +236,11 @@ async def test_a_slab_is_emptied_into_others_when_the_capacity_shrinks(
 @pytest.mark.parametrize("extra", [0, SLOT - 300, SLOT * 3 + 17, CHUNK + 5])
 @pytest.mark.parametrize("chunks", [False, True])
 async def test_every_byte_arrives_whatever_way_it_goes(
-    tmp_path, threads, memory, extra, chunks
+    tmp_path, threads, memory, extra, chunks, monkeypatch
 ) -> None:
-    """Straight into place or through the pool, from a socket or from a file."""
+    """Straight into place or through the pool, from a socket or from a file, by one
+    thread or, where chunks allow it, by two."""
+    monkeypatch.setattr(fill, "THREADS", 2)
     rng = random.Random(extra)
     noise = rng.randbytes(extra)
     tensors = {"w": torch.eye(4) * 3, "b": torch.zeros(4)}
