@@ -36,6 +36,10 @@ BUFFERED = 16 << 20
 """Bytes of a request or answer that Envoy keeps while nobody reads: not less than a
 window, or what a busy loop has not read yet would be refused."""
 
+RELEASED = 64 << 20
+"""Bytes of free memory given back to the system in a second: Envoy's allocator, which
+is Python's too in this process, keeps what a burst or a large message took."""
+
 _TYPE = "type.googleapis.com/"
 _HCM = (
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
@@ -75,6 +79,10 @@ def ours(admin: str, json_logs: bool) -> Config:
     return {
         "admin": {"address": {"pipe": {"path": admin, "mode": 0o600}}},
         "application_log_config": {"log_format": log},
+        "memory_allocator_manager": {
+            "bytes_to_release": RELEASED,
+            "memory_release_interval": "1s",
+        },
     }
 
 
