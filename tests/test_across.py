@@ -1,6 +1,7 @@
 """Several models of one graph in one call: the same answers, of leased weights."""
 
 import asyncio
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,12 +20,15 @@ from loader.memory import HostMemory
 from loader.pack import export, write
 from loader.store import Store
 from runtime.batch import Batcher
+from runtime.compose import composed
 from runtime.conformance import Form
 from runtime.contents import tensor_of
+from runtime.counts import Counts
 from runtime.cross import LEAST, Cross, Verdict, trial
 from runtime.engine import Request
 from runtime.lanes import Lanes
 from runtime.pace import SEEN
+from runtime.sources import load
 
 CPU = torch.device("cpu")
 
@@ -269,3 +273,58 @@ async def test_short_shared_calls_run_on_the_loop(brought, bench) -> None:
     answers = await asyncio.gather(*[bench.batcher.run(m, asked(m, x)) for m in models])
     assert len(answers) == LEAST
     assert tensor_of(first.pieces[0]).shape == (1, 6)
+
+
+@pytest.fixture(scope="module")
+def twelve(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """Models of one graph in a store, written once."""
+    folder = tmp_path_factory.mktemp("twelve")
+    make, shape = NETS["chain"]
+    program = export(make(0), {"x": torch.randn(shape)})
+    nets = [make(index) for index in range(12)]
+    for index, net in enumerate(nets):
+        write(program, folder / f"m{index}" / "1", weights=net.state_dict())
+    return SimpleNamespace(folder=folder, nets=nets)
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_answers_are_right_while_models_come_and_go(twelve, seed) -> None:
+    """Twelve models, room for seven, bursts of requests of which some are cancelled:
+    models leave and move in while others are run together."""
+    chance, shared = random.Random(seed), []
+    nets, budget = twelve.nets, str(7 * 512 + 1024)  # they are booked by file size
+    given = {"store": str(twelve.folder), "device": "cpu", "budget": budget}
+    async with composed(load(given, None, {}), Counts()) as engine:
+        cross = engine._batcher._cross
+        engine._batcher._company.expected = True
+
+        async def ask_one(index: int, x: torch.Tensor) -> None:
+            answer = await engine.predict(Request(f"m{index}", {"x": x}))
+            with torch.no_grad():
+                torch.testing.assert_close(answer.outputs[0][1], nets[index](x)[0])
+
+        await ask_one(0, rows("chain", 1))
+        (life,) = engine._cache.residencies.values()
+        pays(cross, life.model, rows("chain", 1))
+        (key,) = cross._verdicts
+        found = cross._verdicts[key].forward
+
+        def counted(*tensors):
+            shared.append(len(tensors[0]))
+            return found(*tensors)
+
+        graph = life.model.graph
+        cross._verdicts[key] = Verdict(graph.forward, counted, 9.0, 9.0)
+        for _ in range(40):
+            strangers = chance.sample(range(6, 12), chance.choice([1, 2]))
+            some = [*chance.sample(range(6), 5), *strangers]
+            tasks = [asyncio.create_task(ask_one(i, torch.randn(1, 6))) for i in some]
+            for _ in range(chance.randrange(4)):
+                await asyncio.sleep(0)
+            if chance.random() < 0.5:
+                chance.choice(tasks).cancel()
+            for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                assert outcome is None or isinstance(outcome, asyncio.CancelledError)
+        assert engine._cache.evictions > 10
+    assert shared
+    assert min(shared) >= LEAST
