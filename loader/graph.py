@@ -25,6 +25,7 @@ from loader import header
 from loader.arguments import Arguments, Value
 from loader.errors import ArtifactRefused
 from loader.header import MAX_TENSORS, WEIGHT_NAME, WEIGHT_NAME_MEANT
+from loader.indexed import Indexed
 from loader.manifest import MAX_TENSORS as MAX_INPUTS
 from loader.manifest import TENSOR_NAME, ModelSpec
 from loader.ops import Signature, signature
@@ -75,7 +76,8 @@ class Graph:
     `eager` is the generated function itself; `forward` is what the hot path calls: the
     same, or machine code made of it, set by whoever made it (on the event loop: all
     models of the graph run it from their next call on). `digest`: SHA-256 of the file;
-    two graphs of one digest are the same function. Nothing else of it ever changes.
+    two graphs of one digest are the same function. `rows`: of inputs that index a
+    table, how many it has. Nothing else of it ever changes.
     """
 
     digest: str
@@ -83,6 +85,7 @@ class Graph:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     eager: Forward = field(repr=False)
+    rows: Mapping[str, int] = field(default_factory=dict)
     forward: Forward = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -92,7 +95,8 @@ class Graph:
         return self.forward(*tensors)
 
     def check(self, spec: ModelSpec) -> None:
-        """Refuse a manifest whose inputs or outputs are not this graph's, in order."""
+        """Refuse a manifest whose inputs or outputs are not this graph's, in order, or
+        that lets an index into a table go beyond it."""
         for key, ours, theirs in (
             ("inputs", self.inputs, spec.inputs),
             ("outputs", self.outputs, spec.outputs),
@@ -100,6 +104,16 @@ class Graph:
             if ours != tuple(tensor.name for tensor in theirs):
                 raise ArtifactRefused(
                     f"model.json: {key}", f"the graph's are {', '.join(ours)}"
+                )
+        for tensor in spec.inputs:
+            rows = self.rows.get(tensor.name)
+            if rows is None:
+                continue
+            low, high = tensor.low, tensor.high
+            if low is None or high is None or low < 0 or high >= rows:
+                raise ArtifactRefused(
+                    f"model.json: input {shown(tensor.name)}",
+                    f"indexes a table: its range must lie within [0,{rows - 1}]",
                 )
 
 
@@ -117,7 +131,8 @@ def read_graph(data: bytes, device: torch.device) -> Graph:
     reader.nodes(document["nodes"])
     outputs = reader.outputs(document["outputs"])
     digest = hashlib.sha256(data).hexdigest()
-    return Graph(digest, weights, inputs, outputs, generate(reader.graph))
+    forward = generate(reader.graph)
+    return Graph(digest, weights, inputs, outputs, forward, reader.indexed.rows)
 
 
 class _Reader:
@@ -132,13 +147,15 @@ class _Reader:
             "node": {},
         }
         self._arguments = Arguments(self._values)
+        self.indexed = Indexed()
 
     def weights(self, value: object) -> tuple[WeightSpec, ...]:
         """The weights, which come first in a call."""
         specs = []
         for index, item in enumerate(array(value, f"{PLACE}: weights", MAX_TENSORS)):
             spec = _weight(item, f"{PLACE}: weights[{index}]")
-            self._declare("weight", spec.name, f"w{index}", f"weights[{index}]")
+            made = self._declare("weight", spec.name, f"w{index}", f"weights[{index}]")
+            self.indexed.weight(made, spec.shape)
             specs.append(spec)
         return tuple(specs)
 
@@ -148,14 +165,16 @@ class _Reader:
         for index, item in enumerate(array(value, f"{PLACE}: inputs", MAX_INPUTS)):
             place = f"inputs[{index}]"
             name = _tensor_name(item, f"{PLACE}: {place}")
-            self._declare("input", name, f"x{index}", place)
+            self.indexed.input(self._declare("input", name, f"x{index}", place), name)
             names.append(name)
         return tuple(names)
 
-    def _declare(self, role: str, name: str, ours: str, place: str) -> None:
+    def _declare(self, role: str, name: str, ours: str, place: str) -> fx.Node:
         if name in self._values[role]:
             raise ArtifactRefused(f"{PLACE}: {place}", f"name {shown(name)} twice")
-        self._values[role][name] = Value(self.graph.placeholder(ours), "tensor")
+        made = self.graph.placeholder(ours)
+        self._values[role][name] = Value(made, "tensor")
+        return made
 
     def nodes(self, value: object) -> None:
         """The calls, each of which may use what stands before it."""
@@ -178,6 +197,8 @@ class _Reader:
         )
         made = self._call(op, known, f"v{index}", args, kwargs)
         self._values["node"][name] = Value(made, known.kind, known.gives)
+        given = dict(zip((param.name for param in known.params), args, strict=False))
+        self.indexed.call(op, {**given, **kwargs}, made)
 
     def _call(
         self,

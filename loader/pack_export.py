@@ -22,7 +22,7 @@ from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
 from loader.manifest import TensorSpec
 from loader.pack_errors import PackRefused
-from loader.pack_graph import graph_bytes, index_ranges
+from loader.pack_graph import graph_bytes
 from loader.pack_normalise import normalise
 from loader.pack_original import Original, serving
 from loader.pack_program import read_program, tensor_spec
@@ -183,7 +183,8 @@ def exported(
         raise PackRefused(f"{len(program.places)} outputs, {len(names)} names for them")
     text = graph_bytes(written, weights, original.names, names)
     outputs = tuple(map(tensor_spec, names, program.outputs))
-    rows = index_ranges(written, weights)
+    graph = _read(text)
+    rows = {name: (0, count - 1) for name, count in graph.rows.items()}
     inputs = tuple(
         _ranged(
             tensor_spec(
@@ -198,7 +199,7 @@ def exported(
         _check_batch((*inputs, *outputs))
     return Exported(
         original=original,
-        graph=_read(text),
+        graph=graph,
         graph_json=text,
         inputs=inputs,
         outputs=outputs,

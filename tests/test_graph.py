@@ -624,3 +624,42 @@ def test_the_hot_path_takes_what_was_compiled_and_the_eager_graph_stays():
     y, _ = graph(weight, x)
     assert (y == 7.0).all()
     assert (graph.eager(weight, x)[0] == eager).all()
+
+
+def _looking_up(*nodes: dict) -> Graph:
+    return _read(_with(*nodes, result=nodes[-1]["name"]))
+
+
+def _manifest(*bounds: int | None) -> ModelSpec:
+    low, high = bounds
+    file = FileRef("graph.json", 1, "0" * 64)
+    x = TensorSpec("x", "INT64", (-1, 3), low, high)
+    return ModelSpec("m", "1", file, file, (x,), (TensorSpec("y", "FP32", (-1,)),), 4)
+
+
+LOOK_UP = {"name": "out", "op": "aten.embedding.default", "args": [W, X]}
+RESHAPED = {"name": "r", "op": "aten.reshape.default", "args": [X, [-1]]}
+BY_NAME = {
+    "name": "out",
+    "op": "aten.embedding.default",
+    "args": [],
+    "kwargs": {"indices": {"node": "r"}, "weight": W},
+}
+MOVED = {"name": "r", "op": "aten.add.Tensor", "args": [X, 1]}
+
+
+@pytest.mark.parametrize("nodes", [(LOOK_UP,), (RESHAPED, BY_NAME)], ids=["x", "same"])
+def test_an_input_that_indexes_a_table_must_stay_within_it(nodes):
+    graph = _looking_up(*nodes)
+    assert graph.rows == {"x": 4}
+    graph.check(_manifest(0, 3))
+    graph.check(_manifest(1, 2))
+    for bounds in ((0, 4), (-1, 3), (None, None)):
+        with pytest.raises(ArtifactRefused, match=r"range must lie within \[0,3\]"):
+            graph.check(_manifest(*bounds))
+
+
+def test_a_computed_index_is_not_taken_for_the_input():
+    graph = _looking_up(MOVED, BY_NAME)
+    assert graph.rows == {}
+    graph.check(_manifest(None, None))
