@@ -239,7 +239,12 @@ class Filler:
 
 
 def keep(kept: Kept, at: int, pieces: Sequence[memoryview]) -> None:
-    """Pieces that were poured. A range that begins anew was damaged before."""
+    """Pieces that were poured. A range that begins anew was damaged before.
+
+    None at all, which is how a full range ends, are no beginning of the next one.
+    """
+    if not pieces:
+        return
     start = at - at % CHUNK
     if at == start:
         kept[start] = []

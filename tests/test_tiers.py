@@ -17,6 +17,7 @@ from safetensors.torch import save
 from loader import arena, files, fill, ranges
 from loader.arena import GRANULE
 from loader.errors import ArtifactRefused, DeviceFull, LoadFailed, StoreUnreachable
+from loader.fill import keep
 from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.load import Loader
@@ -581,3 +582,14 @@ async def test_a_load_cancelled_while_a_file_is_opened_closes_it(
             await task
         assert set(os.listdir("/proc/self/fd")) == before
         assert bench.loader.slabs.arena.held == 0
+
+
+def test_the_end_of_a_range_is_not_the_beginning_of_the_next() -> None:
+    """The next one's pieces may be here already: the disk tier got files without them,
+    and dropped each one at its first use."""
+    kept: dict[int, list[memoryview]] = {}
+    piece = memoryview(b"x")
+    keep(kept, CHUNK, [piece])
+    keep(kept, 0, [piece])
+    keep(kept, CHUNK, [])
+    assert kept == {0: [piece], CHUNK: [piece]}
