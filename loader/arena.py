@@ -141,6 +141,17 @@ class Arena:
         self.held += need
         return block
 
+    def restore(self, slab: Slab, start: int, nbytes: int) -> Block | None:
+        """A block where another life of this arena had one; None if that cannot be."""
+        need = rounded(nbytes)
+        fits = self.held + need <= self.capacity()
+        if start < 0 or not fits or not slab.is_free(start, start + need):
+            return None
+        block = Block(slab, start, need, "")
+        self._put(block)
+        self.held += need
+        return block
+
     def _put(self, block: Block) -> None:
         assert block.slab is not None
         insort(block.slab.blocks, block, key=lambda b: b.start)

@@ -85,7 +85,7 @@ class Filler:
             return None
         began, digest = time.perf_counter(), spec.weights.identity
         with self._host.using(digest) as kept:
-            if kept is None:
+            if kept is None or not await self._host.sound(digest, kept):
                 return None
             source = self._host.buffer(kept)
             block = await self._room(spec, source.numel())

@@ -7,6 +7,9 @@ budget. One event loop; the copies run in the loader's threads.
 A model that came back leaves its copy here, first in line to go: while there is room,
 its next eviction needs no copy at all; when there is none, it is the cheapest to lose.
 
+Its memory may be somebody else's (`estate`): then it outlives this process, and the
+next one finds every model where it lay, and looks at its digest before it is used.
+
 With `--device cpu` the device is host memory already. The tier then only turns a load
 into a copy (no fetch, no digest) for as many bytes again; it is off unless asked for.
 """
@@ -19,13 +22,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from blake3 import blake3
 
 from loader.arena import Block, rounded
-from loader.memory import HostMemory, PinnedMemory, carry, unpin
+from loader.errors import ArtifactRefused, DeviceFull
+from loader.estate import Estate, Left
+from loader.memory import DeviceMemory, HostMemory, PinnedMemory, carry, unpin
 from loader.slabs import Slabs
 from loader.threads import to_its_end
 from loader.tier import Tally, Tier
-from loader.weights import Placed
+from loader.weights import Placed, place
 
 
 @dataclass(eq=False, slots=True)
@@ -36,6 +42,10 @@ class Kept:
     placed: Placed
     users: int = 0
     """Loads that copy from it right now: it may not go."""
+    doubted: bytes = b""
+    """The digest that its bytes should have, until somebody has looked."""
+    dropped: bool = False
+    """It goes with its last user."""
 
 
 class Copies(Protocol):
@@ -43,6 +53,10 @@ class Copies(Protocol):
 
     def using(self, digest: str) -> AbstractContextManager[Kept | None]:
         """The bytes, which stay for as long as the block lasts; None if not here."""
+        ...
+
+    async def sound(self, digest: str, kept: Kept) -> bool:
+        """True if its bytes are what they should be; asked by who is `using` it."""
         ...
 
     def buffer(self, kept: Kept) -> torch.Tensor:
@@ -57,11 +71,18 @@ class Copies(Protocol):
 class HostTier:
     """Up to `capacity` bytes, by the digest of the weights file."""
 
-    def __init__(self, capacity: int, device: torch.device, executor: Executor) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        device: torch.device,
+        executor: Executor,
+        estate: Estate | None = None,
+    ) -> None:
         self.capacity = capacity
         self._pinned = device.type == "cuda"
-        memory = PinnedMemory() if self._pinned else HostMemory()
-        self._slabs = Slabs(memory, lambda: capacity)
+        self._estate = estate
+        memory: DeviceMemory = PinnedMemory() if self._pinned else HostMemory()
+        self._slabs = Slabs(estate.bytes if estate else memory, lambda: capacity)
         self._executor = executor
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._coming: set[str] = set()
@@ -72,6 +93,26 @@ class HostTier:
         """Get and pin the memory, which takes seconds: at start, in a thread."""
         if self._pinned:
             self._slabs.reserve()
+        if self._estate is not None:
+            for left in self._estate:
+                if not self._inherit(left):
+                    self._estate.went(left.identity)
+            self._slabs.shed_holes()
+
+    def _inherit(self, left: Left) -> bool:
+        """Take over what the last life kept, if it can be what it says."""
+        try:
+            placed = place(left.header, left.size)
+            block = self._slabs.restore((left.slab, left.start), left.nbytes)
+        except (ArtifactRefused, DeviceFull):
+            return False
+        if block is None:
+            return False
+        if placed.placing.nbytes > block.nbytes:
+            self._slabs.free(block)
+            return False
+        self._kept[left.identity] = Kept(block, placed, doubted=left.digest)
+        return True
 
     def holds(self, digest: str) -> bool:
         """True if a load would be served from here."""
@@ -91,6 +132,22 @@ class HostTier:
             yield kept
         finally:
             kept.users -= 1
+            if kept.dropped and not kept.users:
+                self._slabs.free(kept.block)
+
+    async def sound(self, digest: str, kept: Kept) -> bool:
+        """True if its bytes are what they should be; asked by who is `using` it. What
+        another process left is looked at once."""
+        if not kept.doubted:
+            return True
+        found = await to_its_end(self._executor, _digest, self.buffer(kept))
+        if found == kept.doubted:
+            kept.doubted = b""
+        elif not kept.dropped:
+            self._tally.failures += 1
+            self._forget(digest)
+            kept.dropped = True
+        return not kept.dropped
 
     def buffer(self, kept: Kept) -> torch.Tensor:
         """Its bytes."""
@@ -101,8 +158,11 @@ class HostTier:
         if digest in self._kept:
             self._kept.move_to_end(digest, last=False)
 
-    async def keep(self, digest: str, placed: Placed, source: torch.Tensor) -> None:
-        """Copy a model that leaves the device, if there is room for it."""
+    async def keep(
+        self, digest: str, size: int, placed: Placed, source: torch.Tensor
+    ) -> None:
+        """Copy a model that leaves the device, if there is room for it. `size`: of its
+        file."""
         if digest in self._kept:
             self._kept.move_to_end(digest)
             return
@@ -113,7 +173,8 @@ class HostTier:
             return
         self._coming.add(digest)
         try:
-            await to_its_end(self._executor, carry, source, self._slabs.buffer(block))
+            buffer = self._slabs.buffer(block)
+            found = await to_its_end(self._executor, self._carry, source, buffer)
         except BaseException:
             self._tally.failures += 1
             self._slabs.free(block)
@@ -121,6 +182,16 @@ class HostTier:
         finally:
             self._coming.discard(digest)
         self._kept[digest] = Kept(block, placed)
+        if self._estate is not None:
+            slab, start = self._slabs.place(block)
+            self._estate.came(
+                Left(digest, slab, start, source.numel(), size, placed.header, found)
+            )
+
+    def _carry(self, source: torch.Tensor, target: torch.Tensor) -> bytes:
+        """Copy; the digest, if somebody is to inherit. In a thread."""
+        carry(source, target)
+        return _digest(target) if self._estate is not None else b""
 
     def _room(self, nbytes: int) -> Block | None:
         """A block, dropping whom it takes; None if those in use leave no room."""
@@ -137,11 +208,19 @@ class HostTier:
     def _take(self, nbytes: int) -> Block | None:
         if self._slabs.arena.held + rounded(nbytes) > self.capacity:
             return None
-        return self._slabs.take(nbytes)
+        try:
+            return self._slabs.take(nbytes)
+        except DeviceFull:
+            return None
 
     def _drop(self, digest: str) -> None:
-        self._slabs.free(self._kept.pop(digest).block)
+        self._slabs.free(self._forget(digest).block)
         self._tally.evictions += 1
+
+    def _forget(self, digest: str) -> Kept:
+        if self._estate is not None:
+            self._estate.went(digest)
+        return self._kept.pop(digest)
 
     def stop(self) -> None:
         """Keep nothing more: the server drains."""
@@ -157,6 +236,8 @@ class HostTier:
             for slab in self._slabs.tensors():
                 unpin(slab)
         self._slabs.close()
+        if self._estate is not None:
+            self._estate.close()
 
     def tier(self) -> Tier:
         """How it stands."""
@@ -165,3 +246,7 @@ class HostTier:
             "host", self.capacity, self._slabs.arena.held, len(self._kept),
             t.hits, t.misses, t.evictions, t.failures,
         )  # fmt: skip
+
+
+def _digest(memory: torch.Tensor) -> bytes:
+    return blake3(memory.numpy().data).digest()

@@ -148,7 +148,9 @@ class Loader:
         if self._host is not None:
             digest, source = model.spec.weights.identity, self.slabs.buffer(model.block)
             try:
-                await self._host.keep(digest, model.placed, source)
+                await self._host.keep(
+                    digest, model.spec.weights.size, model.placed, source
+                )
             except Exception as error:
                 log.error("the host tier could not keep a model", exc_info=error)
         model.let_go()

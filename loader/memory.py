@@ -76,14 +76,7 @@ class HostMemory:
         Both ends are cut to pages by us: madvise itself would round the length *up*,
         and zero the beginning of the model that lies behind.
         """
-        page, start = mmap.PAGESIZE, unused.data_ptr()
-        first, last = -(-start // page) * page, (start + unused.numel()) // page * page
-        if first < last:
-            _libc.madvise(
-                ctypes.c_void_p(first),
-                ctypes.c_size_t(last - first),
-                mmap.MADV_DONTNEED,
-            )
+        _advise(unused, mmap.MADV_DONTNEED)
 
     def gave_back(self) -> None:
         """See DeviceMemory. The mapping went with its last tensor."""
@@ -141,6 +134,18 @@ class CudaMemory:
         """See DeviceMemory. Rare: a slab leaves when the budget shrinks, not with a
         model, so the device-wide wait in here is on nobody's way."""
         torch.cuda.empty_cache()
+
+
+def shed_shared(unused: torch.Tensor) -> None:
+    """As HostMemory.shed, of a file in memory: it has less from then on, for all."""
+    _advise(unused, mmap.MADV_REMOVE)
+
+
+def _advise(unused: torch.Tensor, advice: int) -> None:
+    page, start = mmap.PAGESIZE, unused.data_ptr()
+    first, last = -(-start // page) * page, (start + unused.numel()) // page * page
+    if first < last:
+        _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), advice)
 
 
 def memory_on(device: torch.device) -> DeviceMemory:

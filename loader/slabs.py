@@ -59,6 +59,28 @@ class Slabs:
         self._shed()  # what the block will touch, others must have left
         return block
 
+    def restore(self, place: tuple[int, int], nbytes: int) -> Block | None:
+        """A block at (slab, start) of another life; None if that cannot be."""
+        number, start = place
+        while number >= len(self.arena.slabs):
+            size = self.arena.growth(1)[0]
+            if not size:
+                return None
+            tensor = self.memory.slab(size)
+            self._tensors[self.arena.add(size)] = tensor
+        return self.arena.restore(self.arena.slabs[number], start, nbytes)
+
+    def place(self, block: Block) -> tuple[int, int]:
+        """(slab, start), for `restore`."""
+        assert block.slab is not None
+        return self.arena.slabs.index(block.slab), block.start
+
+    def shed_holes(self) -> None:
+        """Give back what nobody has a block in: another life may have touched it."""
+        for slab in self.arena.slabs:
+            for start, end in slab.holes():
+                self.memory.shed(self._tensors[slab][start:end])
+
     def reserve(self) -> None:
         """Make every slab the capacity has room for."""
         while (size := self.arena.growth(1)[0]) >= LARGEST_GRANULE:

@@ -9,7 +9,7 @@ byte is given back, gRPC ends, then HTTP, then the threads.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
 from typing import Literal
 
@@ -21,6 +21,7 @@ from eviction.history import Remembering
 from eviction.ledger import Ledger
 from eviction.policies import POLICIES
 from eviction.policy import Policy
+from loader.estate import Estate
 from loader.load import Loader
 from loader.manifest import ModelSpec
 from loader.model import Model
@@ -35,6 +36,7 @@ from runtime.counts import Counts
 from runtime.cross import Cross
 from runtime.devices import lanes_of, pick_device, share_cores
 from runtime.engine import Engine
+from runtime.inheritance import Inheritance
 from runtime.lanes import Lanes
 from runtime.level import measured, watched
 from runtime.loading import Bringing, loading
@@ -132,21 +134,19 @@ async def composed(
     observer: Observer,
     on_lost: Callable[[], None] = lambda: None,
     store: Store | None = None,
-    residents: Sequence[tuple[str, str]] | None = None,
+    inherited: Inheritance | None = None,
 ) -> AsyncIterator[LocalEngine]:
     """An engine as the settings say, drained and taken apart when the block is left.
 
-    `residents`: brought in behind our back, in the place of what --prewarm says.
-
     Raises ValueError (the store's URL), Unservable, runtime.nvml.GaugeUnavailable.
     """
-    store = store or Store.open(settings.store)
+    store, inherited = store or Store.open(settings.store), inherited or Inheritance()
     device = pick_device(settings.device)
     share_cores(device, lanes_of(settings, device))
     ledger, costs = Ledger(0), Costs()
     async with contextlib.AsyncExitStack() as stack:
         bringing = await stack.enter_async_context(
-            loading(settings, store, device, ledger, costs)
+            loading(settings, store, device, ledger, costs, _estate(inherited, device))
         )
         loader = bringing.loader
         level = stack.enter_context(measured(settings, device, loader, ledger))
@@ -172,7 +172,7 @@ async def composed(
             )
         await stack.enter_async_context(watched(settings, level, cache, engine, loader))
         await stack.enter_async_context(
-            prewarmed(settings.prewarm, engine, cache, loader.size, residents)
+            prewarmed(settings.prewarm, engine, cache, loader.size, inherited.residents)
         )
         await stack.enter_async_context(_prefetched(listening, bringing, engine, cache))
         yield engine
@@ -190,6 +190,12 @@ def _running(
         if cross is not None:
             stack.callback(cross.close)
         yield lanes, cross
+
+
+def _estate(inherited: Inheritance, device: torch.device) -> Estate | None:
+    if inherited.host is None:
+        return None
+    return Estate(*inherited.host, pinned=device.type == "cuda")
 
 
 def _cache(

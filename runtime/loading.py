@@ -17,6 +17,7 @@ from eviction.costs import Costs
 from eviction.ledger import Ledger
 from loader.ahead import Ahead
 from loader.errors import DeviceFull
+from loader.estate import Estate
 from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.load import Loader
@@ -47,7 +48,12 @@ class Bringing:
 
 @contextlib.asynccontextmanager
 async def loading(
-    settings: Settings, store: Store, device: torch.device, ledger: Ledger, costs: Costs
+    settings: Settings,
+    store: Store,
+    device: torch.device,
+    ledger: Ledger,
+    costs: Costs,
+    estate: Estate | None = None,
 ) -> AsyncIterator[Bringing]:
     """A loader whose arena has what the ledger has. Raises Unservable."""
     turns = Turns()
@@ -59,7 +65,7 @@ async def loading(
             pool = Pool(settings.concurrent_loads, device)
             stack.callback(pool.close)
             if settings.host_cache:
-                host = HostTier(settings.host_cache, device, threads)
+                host = HostTier(settings.host_cache, device, threads, estate)
                 stack.callback(host.close)
                 await asyncio.to_thread(host.reserve)
             if settings.prefetch:

@@ -291,16 +291,47 @@ async def test_an_engine_that_is_killed_costs_nobody_an_answer(store, tmp_path) 
 
 @pytest.mark.process
 @pytest.mark.timeout(120)
-async def test_an_engine_that_stops_is_replaced(store, tmp_path) -> None:
+async def test_the_host_tier_outlives_its_engine(store, tmp_path) -> None:
+    size = (store / "m1" / "1" / "model.safetensors").stat().st_size
+    flags = ("--budget", str(4 * size + 2000), "--host-cache", "1MiB")
+    flags += ("--no-anti-thrash", "--policy", "lru")
+    async with tree_over(store, tmp_path / "log", *flags) as tree:
+        clients = Clients(tree.server.grpc)
+        await clients.answered(300)
+        tree.of("engine")[0].kill()
+        await tree.until_said("the engine is replaced")
+        await clients.answered(300)
+        await clients.stop()
+        assert (clients.wrong, clients.errors) == ([], [])
+        loads = (await tree.server.status())["tiers"]["loads"]
+        assert loads["host"] > MODELS
+        assert loads.get("store", 0) <= 4, "who was on the device and nowhere else"
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("role", "said"),
+    [("engine", "the engine is replaced"), ("front", "a front end is replaced")],
+)
+async def test_who_stops_is_replaced(store, tmp_path, role, said) -> None:
     async with tree_over(store, tmp_path / "log", "--predict-timeout", "1.5") as tree:
         clients = Clients(tree.server.grpc)
         await clients.answered(50)
-        tree.of("engine")[0].send_signal(signal.SIGSTOP)
-        await tree.until_said("the engine is replaced")
+        tree.of(role)[0].send_signal(signal.SIGSTOP)
+        await tree.until_said(said)
+        if role == "engine":
+            await clients.answered(50)
+        await clients.stop()
+        assert clients.wrong == []
+        allowed = {grpc.StatusCode.UNAVAILABLE} if role == "front" else set()
+        assert set(clients.errors) <= allowed
+        assert tree.said(said)[0]["reason"] == "hung"
+        await tree.until_said("the server listens", 2 if role == "front" else 1)
+        clients = Clients(tree.server.grpc)
         await clients.answered(50)
         await clients.stop()
         assert (clients.wrong, clients.errors) == ([], [])
-        assert tree.said("the engine is replaced")[0]["reason"] == "hung"
 
 
 @pytest.mark.process

@@ -19,7 +19,8 @@ MOST_FDS = 4
 
 class Begin(msgspec.Struct, tag=True):
     """Live. `values`: the settings as they were read once, for all lives. `port`: of
-    gRPC. Descriptors: of a front end, its requests' memory and the HTTP listener."""
+    gRPC. Descriptors: to a front end, its requests' memory and the HTTP listener; to an
+    engine, the host tier's files, if there is one."""
 
     values: dict[str, object]
     port: int = 0

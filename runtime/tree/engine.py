@@ -18,12 +18,13 @@ from runtime import compose
 from runtime.census import tell
 from runtime.config import Settings
 from runtime.counts import Counts
+from runtime.inheritance import Inheritance
 from runtime.link.answering import Answering
 from runtime.link.memory import Region
 from runtime.local import LocalEngine
 from runtime.metrics import Metrics
-from runtime.tree.control import Beat, Begin, Meet, Residents, Up, fitting
-from runtime.tree.member import Member
+from runtime.tree.control import Begin, Meet, Residents, Up, fitting
+from runtime.tree.member import Member, beating
 
 log = structlog.get_logger()
 
@@ -34,7 +35,9 @@ LISTED_S = 1.0
 """How often the supervisor hears who is resident, if that has changed."""
 
 
-async def run(member: Member, begin: Begin, settings: Settings) -> None:
+async def run(
+    member: Member, begin: Begin, settings: Settings, fds: Sequence[int]
+) -> None:
     """Answer front ends until told to stop."""
     counts = Counts(settings.metrics_top)
     metrics = Metrics(counts, version("hotset"))
@@ -45,7 +48,7 @@ async def run(member: Member, begin: Begin, settings: Settings) -> None:
         counts,
         lambda: leave(compose.DEVICE_LOST),
         store,
-        begin.residents,
+        Inheritance(begin.residents, (fds[0], fds[1]) if fds else None),
     ) as engine:
         meeting = _Meeting(engine, metrics)
         member.on_meet = meeting.meet
@@ -105,25 +108,22 @@ async def _pulse(
 ) -> AsyncIterator[None]:
     """While the block runs, the supervisor hears that the loop turns and who is in."""
     tasks = [
-        asyncio.create_task(_beat(member, engine, limit)),
         asyncio.create_task(_list(member, engine)),
         asyncio.create_task(tell(store)),
     ]
+
+    def look() -> None:
+        if engine.longest_forward() > limit:
+            log.critical("a forward runs for too long", limit=limit)
+            leave(HUNG)
+
     try:
-        yield
+        async with beating(member, limit, look):
+            yield
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _beat(member: Member, engine: LocalEngine, limit: float) -> None:
-    while True:
-        member.say(Beat())
-        if engine.longest_forward() > limit:
-            log.critical("a forward runs for too long", limit=limit)
-            leave(HUNG)
-        await asyncio.sleep(min(1.0, limit / 4))
 
 
 async def _list(member: Member, engine: LocalEngine) -> None:

@@ -16,7 +16,7 @@ from runtime.link.memory import Region
 from runtime.link.remote import RemoteEngine
 from runtime.rest import ServerInfo, answering, application
 from runtime.tree.control import Begin, Meet, Unlinked, Up
-from runtime.tree.member import Member
+from runtime.tree.member import Member, beating
 
 
 async def run(
@@ -52,4 +52,5 @@ async def run(
             await compose.grpc_of(remote, shared, reuse_port=True)
         )
         member.say(Up())
+        await stack.enter_async_context(beating(member, settings.predict_timeout))
         await member.told_to_stop.wait()

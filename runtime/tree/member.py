@@ -5,10 +5,11 @@ Owns: the way into a child's event loop and out of it. Must not: know what it do
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import structlog
 
@@ -18,7 +19,7 @@ from runtime.loading import Unservable
 from runtime.nvml import GaugeUnavailable
 from runtime.ports import CannotListen
 from runtime.tree.child import Role
-from runtime.tree.control import Begin, Control, Meet, Message, Stop, Unfit
+from runtime.tree.control import Beat, Begin, Control, Meet, Message, Stop, Unfit
 
 log = structlog.get_logger()
 
@@ -66,6 +67,28 @@ class Member:
         os._exit(1)
 
 
+@contextlib.asynccontextmanager
+async def beating(
+    member: Member, limit: float, look: Callable[[], None] = lambda: None
+) -> AsyncIterator[None]:
+    """While the block runs, the supervisor hears that the loop turns: four times in
+    what it takes for hung, or each second. `look` is called as often."""
+
+    async def beat() -> None:
+        while True:
+            member.say(Beat())
+            look()
+            await asyncio.sleep(min(1.0, limit / 4))
+
+    task = asyncio.create_task(beat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
 async def live(role: Role, end: socket.socket) -> int:
     """A child's whole life; its exit code."""
     loop, member = asyncio.get_running_loop(), Member(end)
@@ -79,7 +102,7 @@ async def live(role: Role, end: socket.socket) -> int:
     logs.configure(settings.log_format, settings.log_level)
     try:
         if role == "engine":
-            await engine.run(member, begin, settings)
+            await engine.run(member, begin, settings, fds)
         else:
             await front.run(member, begin, settings, fds)
     except (Unservable, GaugeUnavailable, CannotListen) as error:

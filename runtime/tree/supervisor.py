@@ -16,6 +16,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 
 import structlog
 
+from loader.estate_files import estate_files
 from runtime.config import Settings
 from runtime.link.memory import anonymous
 from runtime.ports import listener, shared
@@ -67,6 +68,8 @@ class Supervisor:
         self._engine: Child | None = None
         self._next: Child | None = None
         self._lives = Lives()
+        tiered = settings.host_cache
+        self._estate = estate_files(tiered) if tiered else ()
         self._residents: list[tuple[str, str]] | None = None
         self._served = False
         self._unfit = ""
@@ -139,7 +142,9 @@ class Supervisor:
             engine = self._engine = self._next or self._child("engine")
             self._next = None
             residents = self._residents if self._lives.trusting else None
-            engine.say(Begin(self._values, 0, residents, dict(self._lives.ends)))
+            engine.say(
+                Begin(self._values, 0, residents, dict(self._lives.ends)), self._estate
+            )
             code = await engine.ended
             self._engine = None
             if self._stopping:
@@ -245,17 +250,16 @@ class Supervisor:
     # -- watching and ending ----------------------------------------------------------
 
     async def _watch(self) -> None:
-        """An engine whose loop has not turned for too long is hung, or stopped."""
+        """A process whose loop has not turned for too long is hung, or stopped."""
         before = self._loop.time()
         while True:
             await asyncio.sleep(TICK_S)
             now = self._loop.time()
             passed, before = min(now - before, 2 * TICK_S), now
-            engine = self._engine
-            if engine is not None and engine.up:
-                engine.silent += passed
-                if engine.silent > self._settings.predict_timeout:
-                    engine.kill("hung")
+            for child in self._children():
+                child.silent += passed
+                if child.up and child.silent > self._settings.predict_timeout:
+                    child.kill("hung")
 
     async def _stop(self) -> None:
         self._stopping = True
