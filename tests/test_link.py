@@ -309,6 +309,23 @@ async def test_what_was_not_answered_is_asked_of_the_next() -> None:
     await pair.close()
 
 
+async def test_a_new_engine_may_come_before_the_last_one_is_missed() -> None:
+    first, second = FakeEngine(), FakeEngine()
+    first.hold.clear()
+    pair, lost = Pair(), []
+    pair.remote.when_lost(lambda: lost.append(len(lost)))
+    await pair.introduce(first)
+    asked = [ask(pair.remote) for _ in range(3)]
+    await first.until(lambda: first.entered == 3)
+    await pair.introduce(second)
+    for answered in asked:
+        await answered
+    assert (second.entered, lost) == (3, [0])
+    await pair.remote.servable("linear")
+    assert (pair.remote.calls, lost) == (0, [0])
+    await pair.close()
+
+
 async def test_without_an_engine_a_deadline_is_still_a_deadline() -> None:
     pair = Pair(patience=0.05)
     soon = asyncio.get_running_loop().time() + 0.01

@@ -67,13 +67,14 @@ class Calls:
 
     async def meet(self, end: socket.socket, answers: Region) -> None:
         """Ask this engine from now on, first of all what the last one left open."""
-        if self._stream is not None:
-            self._stream.close()
-            self._lost(self._stream)
         stream: Stream[Reply] = Stream(replies, self._heard, lambda: self._lost(stream))
         await stream.open(end)
         if stream.closed:  # an engine that died on its first breath
             return
+        if self._stream is not None:
+            # Its end has been seen elsewhere sooner than here.
+            self._stream.close()
+            self._lost(self._stream)
         self._stream, self._answers = stream, answers
         for pending in list(self._open.values()):
             pending.quiet()

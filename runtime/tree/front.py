@@ -19,19 +19,19 @@ from runtime.tree.control import Begin, Meet, Unlinked, Up
 from runtime.tree.member import Member, beating
 
 
-async def run(
-    member: Member, begin: Begin, settings: Settings, fds: Sequence[int]
-) -> None:
-    """Serve until told to stop."""
-    requests, listener = fds
+def engine_for(member: Member, settings: Settings, requests: int) -> RemoteEngine:
+    """The engine that whoever watches over us introduces us to, and each that follows.
+    `requests`: the descriptor of our requests' memory. For any front end."""
     remote = RemoteEngine(Region(requests), settings.patience, settings.max_waiting)
     life = 0
 
     async def meet(message: Meet, fds: Sequence[int]) -> None:
         nonlocal life
         end, answers = fds
-        life = message.life
+        # Only then is it this life's link that may be lost: the last one may not have
+        # been missed yet, and its loss must not be taken for this one's.
         await remote.meet(socket.socket(fileno=end), Region(answers))
+        life = message.life
 
     meetings: set[asyncio.Task[None]] = set()
 
@@ -42,6 +42,15 @@ async def run(
 
     remote.when_lost(lambda: member.say(Unlinked(life)))
     member.on_meet = met
+    return remote
+
+
+async def run(
+    member: Member, begin: Begin, settings: Settings, fds: Sequence[int]
+) -> None:
+    """Serve until told to stop."""
+    requests, listener = fds
+    remote = engine_for(member, settings, requests)
     info = ServerInfo(settings.server_name, version("hotset"))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(remote.close)
