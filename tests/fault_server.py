@@ -93,16 +93,28 @@ class FaultServer:
         self.asked: list[Asked] = []
         self.url = ""
         self._fault: Fault | None = None
-        self._key, self._start, self._times = "", 0, 0
+        self._key, self._start, self._times, self._end = "", 0, 0, 0
         self.struck = asyncio.Event()
         """Set when the fault was met for the first time."""
         self.flooded = 0
         """Bytes that clients took of bodies without end."""
         self._open: dict[asyncio.Task, asyncio.StreamWriter] = {}
 
-    def breaks(self, fault: Fault, key: str, start: int = 0, times: int = 1 << 30):
-        """From now on `fault` answers for ranges of `key` from `start` on."""
-        self._fault, self._key, self._start, self._times = fault, key, start, times
+    def breaks(
+        self,
+        fault: Fault,
+        key: str,
+        start: int = 0,
+        times: int = 1 << 30,
+        end: int = 1 << 62,
+    ):
+        """From now on `fault` answers for ranges of `key` that begin in [start, end).
+
+        Ranges are asked for at once and arrive in any order: which one a fault of few
+        `times` meets is only certain where `end` leaves no other.
+        """
+        self._fault, self._key, self._times = fault, key, times
+        self._start, self._end = start, end
 
     def mends(self) -> None:
         self._fault = None
@@ -172,7 +184,8 @@ class FaultServer:
             await exchange.answer()
 
     def _strikes(self, asked: Asked) -> bool:
-        there = asked.key == self._key and (asked.start or 0) >= self._start
+        there = self._start <= (asked.start or 0) < self._end
+        there = there and asked.key == self._key
         return self._fault is not None and there and self._times > 0
 
     def _listing(self, query: dict[str, list[str]]) -> str:

@@ -286,7 +286,8 @@ async def test_a_damaged_range_is_asked_for_again(server, place: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_header_that_came_damaged_is_asked_for_again(server, way) -> None:
     verified_by(server, way)
-    server.breaks(faults.flip_in(8), *PLACES["start"], 1)  # the brace it begins with
+    key, start = PLACES["start"]
+    server.breaks(faults.flip_in(8), key, start, 1, start + 1)  # its first brace
     async with engine_over(server) as engine:
         assert await outcome(engine, server) is HEALS
 
@@ -297,7 +298,7 @@ async def test_a_damaged_header_that_reads_well_places_nothing(server) -> None:
     key, start = PLACES["start"]
     verified_by(server, "chunks")
     at = server.objects[key].index(b"__pad0") + len("__pad")
-    server.breaks(faults.flip_in(at), key, start, 1)
+    server.breaks(faults.flip_in(at), key, start, 1, start + 1)
     async with engine_over(server) as engine:
         assert await outcome(engine, server) is HEALS
 
