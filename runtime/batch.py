@@ -27,7 +27,7 @@ from loader.threads import settled
 from runtime.company import Company
 from runtime.conformance import Fitted
 from runtime.contents import Part
-from runtime.cross import LEAST, Cross, Key
+from runtime.cross import LEAST, Cross, Key, key
 from runtime.errors import DeadlinePassed, QueueFull
 from runtime.forward import Ended, alone, forward, forward_across
 from runtime.lanes import Lanes
@@ -64,6 +64,7 @@ class Batcher:
         self._lines = Lines()
         self._ends: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._rings = 0.0
         self._cross = cross if together else None
         self._apart: set[Key] = set()
 
@@ -197,14 +198,14 @@ class Batcher:
         model, first = line.model, batch[0].asked
         cross = self._cross
         if cross is not None and len(self._lines) >= LEAST:
-            key = model.graph.digest, first.signature, rows
-            if key not in self._apart and cross.may(model, first, rows):
-                self._apart.add(key)
+            what = key(model, first, rows)
+            if what not in self._apart and cross.may(model, first, rows):
+                self._apart.add(what)
                 group = mates(line, batch, rows, self._lines, now)
                 models = [mate.model for mate, _ in group]
                 shared = len(group) >= LEAST and cross.forward(models, first, rows)
                 if shared:
-                    self._apart.discard(key)
+                    self._apart.discard(what)
                     asked = [[job.asked for job in jobs] for _, jobs in group]
                     return Call(
                         [mate for mate, _ in group],
@@ -241,10 +242,11 @@ class Batcher:
         lines that wait for company are looked at when they are ripe."""
         self._lines.watch(self._loop.call_at)
         ripe = self._lines.ripe() if self._delay else None
-        if ripe is None or (self._timer is not None and self._timer.when() <= ripe):
+        if ripe is None or (self._timer is not None and self._rings <= ripe):
             return
         if self._timer is not None:
             self._timer.cancel()
+        self._rings = ripe  # uvloop's timer may be a plain Handle, without `when`
         self._timer = self._loop.call_at(ripe, self._ripened)
 
     def _ripened(self) -> None:

@@ -48,7 +48,19 @@ calls, and gains nothing."""
 ROUNDS = 7
 KEPT = 1024
 
-Key = tuple[str, Signature, int]
+Kinds = tuple[str, ...]
+Key = tuple[str, Kinds, Signature, int]
+
+
+def key(model: Model, asked: Fitted, rows: int) -> Key:
+    """What calls must have in common to be one. The datatypes too: a graph that begins
+    with a cast, or looks ids up, is the same graph for models that take other ones."""
+    return model.graph.digest, kinds(asked), asked.signature, rows
+
+
+def kinds(asked: Fitted) -> Kinds:
+    """The datatypes of its inputs."""
+    return tuple([piece.datatype for piece in asked.pieces])
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +92,7 @@ class Cross:
         """False if it is known not to pay: then nobody need look for mates."""
         if not model.spec.max_batch_size:
             return False
-        found = self._verdicts.get((model.graph.digest, asked.signature, rows))
+        found = self._verdicts.get(key(model, asked, rows))
         return found is None or bool(found.forward) or self._stale(found, model)
 
     def forward(
@@ -89,10 +101,10 @@ class Cross:
         """The call for these models, `rows` each; None: one by one. In the order of
         their places."""
         first = models[0]
-        key = first.graph.digest, asked.signature, rows
-        found = self._verdicts.get(key)
+        what = key(first, asked, rows)
+        found = self._verdicts.get(what)
         if found is None or self._stale(found, first):
-            self._try(key, first, asked, rows)
+            self._try(what, first, asked, rows)
             return None
         gain = found.in_place if stride_of(models) is not None else found.copied
         return found.forward if gain >= GAIN else None
@@ -100,21 +112,27 @@ class Cross:
     def _stale(self, found: Verdict, model: Model) -> bool:
         return found.basis is not model.graph.forward
 
-    def _try(self, key: Key, model: Model, asked: Fitted, rows: int) -> None:
+    def _try(self, what: Key, model: Model, asked: Fitted, rows: int) -> None:
         graph, spec, device = model.graph, model.spec, model.device
         if len(self._verdicts) >= KEPT:
             self._verdicts.clear()
         # Until the trial has ended: one by one.
-        self._verdicts[key] = Verdict(graph.forward)
-        inputs = [
-            _filled((rows, *shape), TORCH[want.datatype], device, want.low or 0)
-            for shape, want in zip(asked.signature, spec.inputs, strict=True)
-        ]
-        task = self._loop.run_in_executor(self._threads, trial, graph, inputs, device)
-        task.add_done_callback(lambda ended: self._tried(key, spec, ended))
+        self._verdicts[what] = Verdict(graph.forward)
+
+        def tried() -> Verdict:
+            # In the thread: a device that is full, or a range that the datatype cannot
+            # hold, is a trial that failed, and no error of whoever's turn it is.
+            inputs = [
+                _filled((rows, *shape), TORCH[want.datatype], device, want.low or 0)
+                for shape, want in zip(asked.signature, spec.inputs, strict=True)
+            ]
+            return trial(graph, inputs, device)
+
+        task = self._loop.run_in_executor(self._threads, tried)
+        task.add_done_callback(lambda ended: self._tried(what, spec, ended))
 
     def _tried(
-        self, key: Key, spec: ModelSpec, ended: "asyncio.Future[Verdict]"
+        self, what: Key, spec: ModelSpec, ended: "asyncio.Future[Verdict]"
     ) -> None:
         if ended.cancelled():
             return
@@ -123,7 +141,7 @@ class Cross:
             reason = type(error).__name__
             log.info("models stay apart", model=spec.name, reason=reason)
             return
-        found = self._verdicts[key] = ended.result()
+        found = self._verdicts[what] = ended.result()
         log.info(
             "models tried together",
             model=spec.name,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from loader.load import Model
 from runtime.conformance import Fitted, Signature
 from runtime.contents import Part
-from runtime.cross import MOST
+from runtime.cross import MOST, key
 from runtime.forward import Ended
 from runtime.pace import Pace
 
@@ -118,15 +118,16 @@ class Call:
 def mates(
     line: Line, batch: list[Job], rows: int, others: Iterable[Line], now: float
 ) -> list[tuple[Line, list[Job]]]:
-    """Lines of the same graph whose next calls have the same shapes and rows, with
-    those calls; this one among them, in the order of their places in the arena."""
-    graph, signature = line.model.graph, batch[0].asked.signature
+    """Lines of the same graph whose next calls have the same datatypes, shapes and
+    rows, with those calls; this one among them, in the order of their places in the
+    arena."""
+    graph, what = line.model.graph, key(line.model, batch[0].asked, rows)
     found = [(line, batch)]
     for other in others:
         if other is line or other.model.graph is not graph:
             continue
         chosen, count, _ = other.batch(now, True)
-        if chosen and count == rows and chosen[0].asked.signature == signature:
+        if chosen and key(other.model, chosen[0].asked, count) == what:
             found.append((other, chosen))
             if len(found) == MOST:
                 break

@@ -84,7 +84,12 @@ class Lines:
     def had_its_turn(self, line: Line, delay: float) -> None:
         """What is left of it goes behind the others."""
         if line.jobs:
-            line.ripe = line.jobs[0].since + delay
+            since = line.jobs[0].since
+            hurried = any(
+                job.deadline is not None and job.deadline < job.since + delay
+                for job in line.jobs
+            )
+            line.ripe = since if hurried else since + delay
             self._turns.append(line)
 
     def wait_on(self, lines: Sequence[Line]) -> None:

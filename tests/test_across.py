@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import runtime.cross
 from loader.across import across, stacked, stride_of
 from loader.graphs import GraphShelf
 from loader.load import Loader, Model
@@ -24,7 +25,7 @@ from runtime.compose import composed
 from runtime.conformance import Form
 from runtime.contents import tensor_of
 from runtime.counts import Counts
-from runtime.cross import LEAST, Cross, Verdict, trial
+from runtime.cross import LEAST, Cross, Verdict, key, trial
 from runtime.engine import Request
 from runtime.lanes import Lanes
 from runtime.pace import SEEN
@@ -136,9 +137,9 @@ def asked(model: Model, x: torch.Tensor):
 
 def pays(cross: Cross, model: Model, x: torch.Tensor) -> None:
     """As if a trial had shown it."""
-    key = model.graph.digest, asked(model, x).signature, len(x)
+    what = key(model, asked(model, x), len(x))
     forward = across(model.graph, [x.dim()])
-    cross._verdicts[key] = Verdict(model.graph.forward, forward, 9.0, 9.0)
+    cross._verdicts[what] = Verdict(model.graph.forward, forward, 9.0, 9.0)
 
 
 @pytest.fixture
@@ -186,6 +187,53 @@ async def test_other_rows_and_other_graphs_stay_apart(brought, bench) -> None:
     )
     assert sorted(ended[2] for ended in bench.told) == [1, *[2] * LEAST]
     assert len({id(ended[3]) for ended in bench.told}) > 1
+
+
+async def test_other_datatypes_of_one_graph_stay_apart(brought, bench) -> None:
+    """A graph that casts first is one file for models that take bytes of two kinds."""
+    models = await brought.bring("chain", 2 * LEAST)
+    for model in models[::2]:
+        (x,) = model.spec.inputs
+        spec = replace(model.spec, inputs=(replace(x, datatype="FP64"),))
+        model.spec = spec
+    narrow, wide = rows("chain", 2), rows("chain", 2).double()
+    given = [wide if n % 2 == 0 else narrow for n in range(len(models))]
+    forward = across(models[0].graph, [2])
+    told = []
+
+    def shared(*tensors):
+        told.append(tensors[-1].dtype)
+        return forward(*tensors[:-1], tensors[-1].float())
+
+    for model, x in zip(models[:2], given[:2], strict=True):
+        verdict = Verdict(model.graph.forward, shared, 9.0, 9.0)
+        bench.cross._verdicts[key(model, asked(model, x), 2)] = verdict
+    fits = [asked(m, x) for m, x in zip(models, given, strict=True)]
+    answers = await asyncio.gather(
+        *[bench.batcher.run(m, fit) for m, fit in zip(models, fits, strict=True)]
+    )
+    assert set(told) == {torch.float32, torch.float64}
+    for model, parts in zip(models, answers, strict=True):
+        with torch.inference_mode():
+            alone = model.forward((narrow,))[0]
+        torch.testing.assert_close(torch.from_numpy(parts[0].array.copy()), alone)
+
+
+async def test_a_trial_that_cannot_begin_costs_nobody_an_answer(
+    brought, bench, monkeypatch
+) -> None:
+    """A full device, or a range that the datatype cannot hold."""
+    models = await brought.bring("chain", LEAST)
+    x = rows("chain", 1)
+
+    def refused(*of):
+        raise RuntimeError("cannot be made")
+
+    monkeypatch.setattr(runtime.cross, "_filled", refused)
+    for _ in range(2):
+        runs = [bench.batcher.run(m, asked(m, x)) for m in models]
+        assert len(await asyncio.wait_for(asyncio.gather(*runs), 5)) == LEAST
+    assert bench.batcher.queued == 0
 
 
 async def test_a_shared_call_that_fails_is_made_one_by_one(brought, bench) -> None:

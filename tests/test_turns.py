@@ -132,7 +132,7 @@ async def test_no_model_starves_another(bench, seed: int, here: bool) -> None:
     any other model has two more: among those that wait for a lane, and among those
     that run on the loop."""
     chance = random.Random(seed)
-    bench.batcher._pace = Pace(bound=1e-3 if here else 0.0)
+    bench.batcher._pace = Pace(bound=60.0 if here else 0.0)
     busy, first = await held_up(bench, "busy")
     models = [Doubler(f"m{index}", bench.log) for index in range(6)]
     waiting = {m.spec.name: chance.choice([1, 1, 8, 40, 80]) for m in models}
@@ -216,6 +216,20 @@ async def test_a_delay_ends_and_a_deadline_before_it_counts() -> None:
     bench = SimpleNamespace(batcher=slow, log=log)
     soon = asyncio.get_running_loop().time() + 10
     assert await run(bench, model, 3, deadline=soon) == [6.0]
+    lanes.close()
+
+
+async def test_who_is_left_over_does_not_wait_past_its_deadline() -> None:
+    """Eight went as a batch; the ninth has less time than the delay."""
+    lanes, log = Lanes(CPU, 1), []
+    batcher = Batcher(lanes, lambda *_: None, max_queued=100, delay=600.0)
+    bench = SimpleNamespace(batcher=batcher, log=log)
+    model = Doubler("m", log)
+    tasks = ask(bench, model, *range(8))
+    soon = asyncio.get_running_loop().time() + 10
+    tasks.append(asyncio.create_task(run(bench, model, 9, deadline=soon)))
+    assert (await asyncio.gather(*tasks))[8] == [18.0]
+    assert [len(values) for _, values in log] == [8, 1]
     lanes.close()
 
 
