@@ -56,7 +56,7 @@ class Ahead:
         self.capacity = capacity
         self._pinned = device.type == "cuda"
         memory = PinnedMemory() if self._pinned else HostMemory()
-        self._slabs = Slabs(memory, lambda: capacity)
+        self._slabs = Slabs(memory, lambda: capacity, whole=self._pinned)
         self._host = host
         self._timeout = timeout
         self._guesses: OrderedDict[str, Guess] = OrderedDict()

@@ -18,6 +18,9 @@ one model more.
 Memory that is backed lazily (host memory) costs what is touched of it, and addresses
 cost nothing: a slab there has STRETCH times the capacity, so that hardly anything is
 ever moved, and what was left behind is shed before more than the capacity is touched.
+
+Memory that is locked for a device must be told of before it goes, so it is `whole`: one
+slab of a capacity that never changes, there until the arena's owner ends.
 """
 
 from bisect import insort
@@ -84,9 +87,12 @@ class Block:
 class Arena:
     """Blocks within slabs within `capacity()`, which may change at any time."""
 
-    def __init__(self, capacity: Callable[[], int], lazy: bool = False) -> None:
+    def __init__(
+        self, capacity: Callable[[], int], lazy: bool = False, whole: bool = False
+    ) -> None:
         self.capacity = capacity
         self.lazy = lazy
+        self.whole = whole
         self.slabs: list[Slab] = []
         self.held = 0
         self.compactions = 0
@@ -188,6 +194,8 @@ class Arena:
         """How large a slab may be added for `nbytes`, and the empty slabs that must go
         first; (0, []) if there is no room for one even then."""
         need, capacity = rounded(nbytes), self.capacity()
+        if self.whole:
+            return (capacity if not self.slabs and need <= capacity else 0), []
         if self.lazy:
             may = self.held + need <= capacity and len(self.slabs) < LAZY_SLABS
             return (capacity * STRETCH if may else 0), []
@@ -226,6 +234,8 @@ class Arena:
 
     def surplus(self) -> list[Slab]:
         """Empty slabs that the capacity has no room for any more."""
+        if self.whole:
+            return []
         over, going = self.cost - self.capacity(), []
         for slab in sorted(self.slabs, key=lambda s: s.nbytes):
             if over > 0 and not slab.blocks:

@@ -82,7 +82,9 @@ class HostTier:
         self._pinned = device.type == "cuda"
         self._estate = estate
         memory: DeviceMemory = PinnedMemory() if self._pinned else HostMemory()
-        self._slabs = Slabs(estate.bytes if estate else memory, lambda: capacity)
+        self._slabs = Slabs(
+            estate.bytes if estate else memory, lambda: capacity, whole=self._pinned
+        )
         self._executor = executor
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._coming: set[str] = set()

@@ -36,9 +36,10 @@ class Slabs:
         capacity: Callable[[], int],
         moved: Callable[[Block], None] = lambda block: None,
         may_move: MayMove = lambda block: False,
+        whole: bool = False,
     ) -> None:
         self.memory = memory
-        self.arena = Arena(capacity, memory.lazy)
+        self.arena = Arena(capacity, memory.lazy, whole)
         self._moved = moved
         self._may_move = may_move
         self._tensors: dict[Slab, torch.Tensor] = {}
@@ -83,7 +84,11 @@ class Slabs:
 
     def reserve(self) -> None:
         """Make every slab the capacity has room for."""
-        while (size := self.arena.growth(1)[0]) >= LARGEST_GRANULE:
+        while True:
+            size, in_the_way = self.arena.growth(1)
+            # Those in the way are what was reserved just now: there is no room left.
+            if in_the_way or size < LARGEST_GRANULE:
+                return
             tensor = self.memory.slab(size)
             self._tensors[self.arena.add(size)] = tensor
 

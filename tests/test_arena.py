@@ -13,6 +13,7 @@ from loader import arena as arena_module
 from loader.arena import GRANULE, ONE_SLAB, Arena, Slab, rounded
 from loader.compaction import plan
 from loader.memory import HostMemory
+from loader.slabs import Slabs
 
 
 @given(st.integers(0, 1 << 40), st.integers(0, 1 << 30))
@@ -96,6 +97,57 @@ def test_empty_slabs_are_surplus_when_the_capacity_shrinks() -> None:
     capacity = 15
     assert len(arena.surplus()) == 2
     assert used not in arena.surplus()
+
+
+def test_a_whole_arena_is_one_slab_that_stays() -> None:
+    arena = Arena(lambda: 10 * ONE_SLAB, whole=True)
+    assert arena.growth(11 * ONE_SLAB) == (0, [])
+    assert arena.growth(1) == (10 * ONE_SLAB, [])
+    arena.add(10 * ONE_SLAB)
+    assert arena.growth(1) == (0, [])
+    arena.capacity = lambda: 0
+    assert arena.surplus() == []
+
+
+class Locked(HostMemory):
+    """Counts as pinned memory does: there at once, and told of when it goes."""
+
+    lazy = False
+
+    def __init__(self) -> None:
+        self.gone = 0
+        self.made: list[int] = []
+
+    def slab(self, nbytes: int) -> torch.Tensor:
+        assert len(self.made) < 20, "it never ends"
+        self.made.append(nbytes)
+        return super().slab(nbytes)
+
+    def gave_back(self) -> None:
+        self.gone += 1
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_what_is_reserved_is_the_capacity_and_no_more(whole) -> None:
+    memory, capacity = Locked(), (5 << 30) + 12_345
+    slabs = Slabs(memory, lambda: capacity, whole=whole)
+    slabs.reserve()
+    assert capacity - (2 << 20) < sum(memory.made) <= capacity
+    slabs.reserve()
+    assert sum(memory.made) <= capacity
+
+
+def test_locked_memory_stays_whoever_comes_and_goes() -> None:
+    memory, capacity = Locked(), 12 << 30
+    slabs = Slabs(memory, lambda: capacity, whole=True)
+    slabs.reserve()
+    for nbytes in (1 << 30, 11 << 30, 12 << 30, 13 << 30, 5):
+        block = slabs.take(nbytes)
+        assert (block is None) == (nbytes > capacity)
+        if block is not None:
+            slabs.free(block)
+    assert memory.made == [capacity]
+    assert memory.gone == 0
 
 
 def test_fragmentation_is_the_share_outside_the_largest_hole() -> None:
