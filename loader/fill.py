@@ -85,7 +85,9 @@ class Filler:
             return None
         began, digest = time.perf_counter(), spec.weights.identity
         with self._host.using(digest) as kept:
-            if kept is None or not await self._host.sound(digest, kept):
+            if kept is None or kept.placed.layout.file_size != spec.weights.size:
+                return None  # a manifest that lies of the size was booked by its lie
+            if not await self._host.sound(digest, kept):
                 return None
             source = self._host.buffer(kept)
             block = await self._room(spec, source.numel())

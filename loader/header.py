@@ -71,6 +71,11 @@ class Layout:
     data_start: int
     tensors: tuple[Slot, ...]
 
+    @property
+    def file_size(self) -> int:
+        """The bytes of the whole file: the tensors fill it to its end."""
+        return self.data_start + (self.tensors[-1].end if self.tensors else 0)
+
 
 def read_header(data: bytes | memoryview, file_size: int) -> Layout:
     """The layout of the file that begins with `data` and has `file_size` bytes.

@@ -77,9 +77,13 @@ class Spool:
                 self._failed("read", error)
             self._tally.misses += 1
             return -1
-        if os.fstat(fd).st_size != size:
+        found = os.fstat(fd).st_size
+        if found != size:
+            # The manifest may lie as well as the disk: who comes with the right bytes
+            # and another size writes the file anew (see `wants`).
             os.close(fd)
-            self.discard(digest)
+            self._used(digest, found)
+            self._tally.misses += 1
             return -1
         self._tally.hits += 1
         self._used(digest, size)
@@ -115,7 +119,7 @@ class Spool:
         """True if it is worth keeping the bytes of a file for `put`."""
         return (
             size <= self.capacity
-            and digest not in self._sizes
+            and self._sizes.get(digest) != size
             and self._pending + size <= PENDING
             and time.monotonic() >= self._paused_until
         )
@@ -146,7 +150,8 @@ class Spool:
 
     def _write(self, digest: str, parts: Iterable[memoryview], size: int) -> None:
         try:
-            if not self.holds(digest) and time.monotonic() >= self._paused_until:
+            known = self._sizes.get(digest) == size
+            if not known and time.monotonic() >= self._paused_until:
                 self._make_room(size)
                 write_whole(self._path(digest), parts)
                 self._used(digest, size)

@@ -29,7 +29,7 @@ from eviction.ledger import Ledger
 from eviction.plan import Plan
 from eviction.policy import Policy
 from eviction.spiral import Spiral
-from loader.errors import DeviceFull
+from loader.errors import ArtifactRefused, DeviceFull
 from loader.manifest import ModelSpec
 from loader.turns import ERRAND, Errand, Turns
 from runtime.alarm import Alarm
@@ -203,9 +203,15 @@ class ModelCache(Generic[M]):
             await self.door.enter(want)
         try:
             self.residencies[spec.key].begun = self.clock()
-            return await self._loader.load(spec)
+            model = await self._loader.load(spec)
         finally:
             self.door.leave(want)
+        if model.nbytes > need:
+            # More than was booked, which `_landed` could not settle. A task of its own,
+            # as for any unload (trap 3).
+            await asyncio.wait((self._spawn(self._loader.unload(model)),))
+            raise ArtifactRefused(spec.weights.name, "takes more than model.json says")
+        return model
 
     def _landed(self, residency: Residency[M], task: asyncio.Task[M]) -> None:
         """A load has ended: arrived, failed or called off. Plain: nothing awaits here,
@@ -377,10 +383,11 @@ class ModelCache(Generic[M]):
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def __repr__(self) -> str:
         lines = ", ".join(repr(r) for r in self.residencies.values())

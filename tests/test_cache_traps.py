@@ -8,6 +8,7 @@ import pytest
 
 from eviction.ledger import Ledger
 from eviction.lru import Lru
+from loader.errors import ArtifactRefused
 from loader.threads import to_its_end
 from runtime.cache import Bounds, ModelCache
 from runtime.errors import Draining
@@ -169,6 +170,20 @@ async def test_a_load_cancelled_before_its_first_step_leaves_nothing() -> None:
     cache.released(life)
     await turn()
     assert loader.calls == []
+    check_empty(cache)
+
+
+async def test_a_model_larger_than_was_booked_is_refused_and_its_bytes_go() -> None:
+    loader = FakeLoader()
+    cache = cache_of(loader, 10)
+    bound = loader.size
+    loader.size = lambda spec: bound(spec) - 2
+    full = asyncio.create_task(use(cache, spec_of("f", 12)))
+    with pytest.raises(ArtifactRefused, match="more than"):
+        await full
+    assert not cache.residencies
+    assert (cache.ledger.held, loader.resident) == (0, {})
+    await cache.aclose()
     check_empty(cache)
 
 

@@ -163,12 +163,27 @@ def test_a_file_of_the_wrong_size_and_a_link_are_not_read(owner: Owner) -> None:
     path = owner.folder / digest_of(data)
     path.write_bytes(b"longer than right")
     assert read(spool, data) is None
-    assert not path.exists()
+    path.unlink()
     secret = owner.folder.parent / "secret"
     secret.write_bytes(b"right")
     path.symlink_to(secret)
     assert read(spool, data) is None
-    assert spool.tier().failures == 2
+    assert spool.tier().failures == 1
+
+
+def test_a_wrong_size_costs_no_good_file_and_a_bad_one_is_written_anew(
+    owner: Owner,
+) -> None:
+    spool, data = owner(), b"right"
+    put(spool, data)
+    assert spool.open(digest_of(data), 4) == -1
+    assert read(spool, data) == data, "the manifest lied, not the file"
+    (owner.folder / digest_of(data)).write_bytes(b"cut")
+    assert read(spool, data) is None
+    assert spool.wants(digest_of(data), len(data))
+    put(spool, data)
+    assert read(spool, data) == data
+    assert spool.tier().held == len(data)
 
 
 def test_a_full_disk_pauses_the_writing_and_nothing_else(

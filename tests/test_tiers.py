@@ -7,6 +7,7 @@ import os
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -466,6 +467,19 @@ async def test_what_is_too_large_for_the_host_tier_is_fetched_again(hosted) -> N
     assert (await hosted.load("m")).tier == "store"
 
 
+async def test_a_manifest_that_lies_of_the_size_gets_no_other_models_copy(
+    hosted,
+) -> None:
+    """What it is booked with is its word; the copy is of another's size."""
+    tiny_models.linear(hosted.folder, "m", 5)
+    await hosted.loader.unload(await hosted.load("m"))
+    honest = hosted.spec("m")
+    lie = replace(honest, name="lie", weights=replace(honest.weights, size=100))
+    with pytest.raises(ArtifactRefused):
+        await hosted.loader.load(lie)
+    assert (await hosted.load("m")).tier == "host"
+
+
 async def test_nothing_is_copied_while_the_server_drains(hosted) -> None:
     tiny_models.linear(hosted.folder, "m", 5)
     model = await hosted.load("m")
@@ -545,7 +559,7 @@ async def test_a_damaged_file_is_dropped_and_fetched_again(
             spool.flush()
             assert file.read_bytes() == good
         assert bench.loader.slabs.arena.held == 0
-        assert spool.tier().failures == 4
+        assert spool.tier().failures == 2, "another size may be the manifest's lie"
         assert (await bench.load("m")).tier == "disk"
 
 
