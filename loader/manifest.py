@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from blake3 import blake3
+
 from loader.digest import FileRef as FileRef
 from loader.digest import file_json, read_file
 from loader.errors import ArtifactRefused
@@ -37,6 +39,7 @@ MAX_TENSORS = 256
 MAX_RANK = 16
 MAX_BATCH = 1_000_000
 MAX_LABELS = 64
+KEY_BYTES = 16
 
 TENSOR_NAME = re.compile(r"[!-~]{1,256}")
 _LABEL = re.compile(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{0,512}")
@@ -86,16 +89,18 @@ class ModelSpec:
     key: str = field(init=False, repr=False, compare=False)
     """What the cache and the policies call this model: `name:version@content`.
 
-    The content's digest is part of it, so an overwritten version is another model and
-    no answer ever mixes two generations. Made once: every request asks for it.
+    The digest is of all that is served and of all that the cache decides by, so an
+    overwritten version is another model, a corrected `model.json` takes effect, and no
+    answer ever mixes two generations. Made once: every request asks for it.
     """
 
     def __post_init__(self) -> None:
-        key = (
-            f"{self.name}:{self.version}"
-            f"@{self.weights.identity[:12]}{self.graph.sha256[:4]}"
-        )
-        object.__setattr__(self, "key", key)
+        served = (
+            self.weights.identity, self.weights.size, self.graph.sha256, self.inputs,
+            self.outputs, self.max_batch_size, self.pin, self.priority, self.tenant,
+        )  # fmt: skip
+        content = blake3(repr(served).encode()).hexdigest(KEY_BYTES)
+        object.__setattr__(self, "key", f"{self.name}:{self.version}@{content}")
 
 
 def read_manifest(data: bytes, model: str, version: str) -> ModelSpec:

@@ -156,6 +156,19 @@ async def test_a_new_generation_takes_over_without_a_gap(store, engine_over) -> 
         assert answers == sorted(answers), "an old answer after a new one"
 
 
+async def test_a_corrected_manifest_takes_effect(store, engine_over) -> None:
+    """The weights are what they were; what may be asked is not."""
+    async with engine_over(store, catalog_ttl=0) as engine:
+        assert await ask(engine, "m1") == 1.0
+        tiny_models.linear(store, "m1", 1, max_batch_size=1, pin=True)
+        while (await engine.describe("m1")).max_batch_size > 1:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        assert await ask(engine, "m1") == 1.0
+        assert any(one.pinned for one in (await engine.snapshot()).residents)
+        with pytest.raises(BadRequest):
+            await ask(engine, "m1", x=X.repeat(2, 1))
+
+
 async def test_a_model_overwritten_while_it_was_away_costs_nobody_an_error(
     store, engine_over
 ) -> None:

@@ -62,6 +62,25 @@ def test_the_least_manifest_reads() -> None:
     assert read_manifest(write_manifest(spec), "m", "1") == spec
 
 
+def test_whatever_is_served_or_decided_by_is_part_of_the_key() -> None:
+    spec = _read(GOOD)
+    first, *rest = spec.inputs
+    others = [
+        replace(spec, weights=replace(spec.weights, sha256="1" * 64)),
+        replace(spec, weights=replace(spec.weights, size=spec.weights.size + 1)),
+        replace(spec, graph=replace(spec.graph, sha256="1" * 64)),
+        replace(spec, inputs=(replace(first, low=0, high=9), *rest)),
+        replace(spec, inputs=(replace(first, max_shape=(9,)), *rest)),
+        replace(spec, outputs=(replace(spec.outputs[0], name="other"),)),
+        replace(spec, max_batch_size=spec.max_batch_size + 1),
+        replace(spec, pin=True),
+        replace(spec, priority=1),
+        replace(spec, tenant="t"),
+    ]
+    assert len({one.key for one in (spec, *others)}) == 1 + len(others)
+    assert replace(spec, labels={"a": "b"}, directory="d").key == spec.key
+
+
 def test_chunks_read_back_the_same() -> None:
     file = FileRef("model.safetensors", SMALLEST + 1, DIGEST)
     chunked = replace(file, chunks=Chunks(SMALLEST, (DIGEST, "0" * 64)))
