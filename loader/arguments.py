@@ -32,7 +32,12 @@ from loader.strictjson import (
     shown,
 )
 
-MAX_ITEMS = 100_000
+MAX_ITEMS = 4096
+"""In one list."""
+
+MAX_ALL = 200_000
+"""In all lists of a graph: all become source, compiled at once under the GIL."""
+
 MAX_ELEMENTS = 2**26
 """A literal size that asks for more is a mistake or an attack, not a small model."""
 
@@ -73,6 +78,7 @@ class Arguments:
 
     def __init__(self, values: Mapping[str, Mapping[str, Value]]) -> None:
         self._values = values
+        self._items = 0
         self._forms: Mapping[str, Callable[[Param, object, str], fx.node.Argument]] = {
             "Tensor": self._tensor,
             "values": self._several,
@@ -120,9 +126,13 @@ class Arguments:
             raise ArtifactRefused(at, "can never be given")
         if not param.many:
             return form(param, value, at)
+        items = array(value, at, MAX_ITEMS)
+        self._items += len(items)
+        if self._items > MAX_ALL:
+            raise ArtifactRefused(at, f"more than {MAX_ALL} items in the graph's lists")
         return [
             None if item is None and param.gaps else form(param, item, at)
-            for item in array(value, at, MAX_ITEMS)
+            for item in items
         ]
 
     def _reference(self, value: object, at: str) -> Value | None:

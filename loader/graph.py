@@ -43,7 +43,7 @@ from loader.strictjson import (
 FORMAT = 1
 PLACE = "graph.json"
 
-MAX_GRAPH = 64 << 20
+MAX_GRAPH = 8 << 20
 MAX_NODES = 20_000
 """The largest graph packed so far has 1,700; reading 100,000 took 6 s and 750 MB."""
 MAX_RANK = 16

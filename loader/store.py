@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 SCHEMES = ("file", "memory", "s3", "s3a", "gs", "az", "azure", "abfs", "abfss", "adl")
 """No http(s): a store must list versions, and a URL to any host would be an SSRF."""
 
-MAX_SMALL_FILE = 32 << 20
+MAX_SMALL_FILE = 8 << 20
 """Bytes of a manifest or graph at most; a graph of 1.7 k nodes has 0.4 MB."""
 
 RETRIES: "RetryConfig" = {

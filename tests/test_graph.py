@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch.fx import graph_module
 
+from loader import arguments
 from loader import graph as graph_file
 from loader.checked import times
 from loader.errors import ArtifactRefused
@@ -550,6 +551,20 @@ def test_limits_are_on_nodes_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _refused(json.dumps(GOOD).encode()).startswith("graph.json: nodes: 6 items")
     monkeypatch.setattr(graph_file, "MAX_GRAPH", 100)
     assert "the limit is 100" in _refused(json.dumps(GOOD).encode())
+
+
+def test_limits_are_on_lists_each_and_together(monkeypatch) -> None:
+    _read(GOOD)
+    monkeypatch.setattr(arguments, "MAX_ITEMS", 1)
+    assert "2 items, the limit is 1" in _refused(json.dumps(GOOD).encode())
+    monkeypatch.undo()
+    document = copy.deepcopy(GOOD)
+    full = document["nodes"][2]
+    document["nodes"] += [full | {"name": f"full{n}"} for n in range(4)]
+    monkeypatch.setattr(arguments, "MAX_ALL", 10)
+    _read(document)
+    monkeypatch.setattr(arguments, "MAX_ALL", 9)
+    assert "more than 9 items" in _refused(json.dumps(document).encode())
 
 
 def test_reading_leaves_nothing_behind() -> None:
