@@ -14,6 +14,7 @@ Owns: those counts, bounded. Must not: fetch, or know what is resident, sizes or
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 REACH = 4
 """Requests after A in which B still follows from it."""
@@ -65,11 +66,12 @@ class Past:
     spread: float = 0.0
     """Mean square of the intervals' distance from the mean."""
 
-    def came(self, now: float) -> None:
-        """It is asked for."""
+    def came(self, now: float, again: bool) -> None:
+        """It is asked for; `again`: right after it was, so that it counts as once to
+        whoever follows."""
         interval = now - self.last
         self.last = now
-        self.requests += 1.0
+        self.requests += not again
         if self.requests >= FADE_AT:
             self.requests /= 2
             self.after = {m: n / 2 for m, n in self.after.items() if n >= 1.0}
@@ -115,14 +117,17 @@ class Foresight:
             past = self._past[model] = Past(now)
             if len(self._past) > REMEMBERED:
                 self._past.popitem(last=False)
-        past.came(now)
-        self._past.move_to_end(model)
-        for earlier in dict.fromkeys(self._recent):
-            if earlier != model and earlier in self._past:
-                self._past[earlier].followed_by(model)
         # Asked again at once it does not follow, nor is it followed, once more.
-        if not self._recent or self._recent[-1] != model:
-            self._recent.append(model)
+        again = bool(self._recent) and self._recent[-1] == model
+        past.came(now, again)
+        self._past.move_to_end(model)
+        if again:
+            return
+        # Back to when it came last: whoever was before that has had it follow already.
+        for earlier in takewhile(model.__ne__, reversed(self._recent)):
+            if earlier in self._past:
+                self._past[earlier].followed_by(model)
+        self._recent.append(model)
 
     def forget(self, model: str) -> None:
         """It is gone for good."""

@@ -52,7 +52,27 @@ def test_asked_again_and_again_it_follows_nobody_twice() -> None:
         tell(seen, "aaaa")
         tell(seen, "b")
         tell(seen, "1234")
-    assert after(seen, "a") == [], "b followed one request in four"
+    past = seen._past["a"]
+    assert past.requests == 5, "asked again at once, it came once"
+    assert dict(after(seen, "a"))["b"] == 1.0
+
+
+def test_who_follows_many_times_after_one_request_followed_it_once() -> None:
+    seen = Foresight()
+    tell(seen, "a" + "cx" * 10 + "1234")
+    for n in range(3):
+        tell(seen, ["a", *(f"{n}{k}" for k in range(4))])
+    past = seen._past["a"]
+    assert past.after["c"] / past.requests == 0.25
+    assert after(seen, "a") == []
+
+
+def test_each_time_it_came_counts() -> None:
+    seen = Foresight()
+    for _ in range(4):
+        tell(seen, "axay")
+        tell(seen, "1234")
+    assert dict(after(seen, "a")) == {"x": 0.5, "y": 1.0, "1": 1.0, "2": 0.5, "3": 0.5}
 
 
 def test_old_habits_fade() -> None:
