@@ -8,7 +8,9 @@ wait while anything urgent is under way (loader/turns.py).
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+import math
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -81,15 +83,15 @@ class Prefetch:
         self._turns = turns
         self._world = world
         self._foresight = Foresight()
-        self._news: list[str] = []
+        self._news: deque[str] = deque(maxlen=AT_ONCE)
+        self._looked = -math.inf
         self._wake = asyncio.Event()
         self._fetching: tuple[str, Errand, asyncio.Task[None]] | None = None
 
     def heard(self, model: str, now: float) -> None:
         """A request, on its way to a lease: be quick."""
         self._foresight.told(model, now)
-        if len(self._news) < AT_ONCE:
-            self._news.append(model)
+        self._news.append(model)
         self._wake.set()
         if self._fetching is not None and self._fetching[0] == model:
             self._call_off()  # it is being loaded for the request now
@@ -102,7 +104,8 @@ class Prefetch:
                     async with asyncio.timeout(TICK_S):
                         await self._wake.wait()
                 self._wake.clear()
-                news, self._news = self._news, []
+                news = list(self._news)
+                self._news.clear()
                 for hunch in self._hunches(news):
                     await self._follow(hunch)
         finally:
@@ -110,14 +113,17 @@ class Prefetch:
             if self._fetching is not None:
                 await asyncio.gather(self._fetching[2], return_exceptions=True)
 
-    def _hunches(self, news: Iterable[str]) -> list[Hunch]:
+    def _hunches(self, news: Sequence[str]) -> list[Hunch]:
         now = self._world.clock()
         found = [
             hunch
-            for model in reversed(list(news))
+            for model in reversed(news)
             for hunch in self._foresight.following(model, now)
         ]
-        return [*found, *self._foresight.due(now)]
+        if now - self._looked >= TICK_S:  # over all models: not at every request
+            self._looked = now
+            found += self._foresight.due(now)
+        return found
 
     async def _follow(self, hunch: Hunch) -> None:
         """Fetch it, if that makes sense."""

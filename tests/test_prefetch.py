@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from eviction.foresight import Foresight
 from loader.arena import rounded
 from loader.errors import StoreUnreachable
 from loader.turns import Turns
 from runtime.counts import Counts
 from runtime.metrics import Metrics
-from runtime.prefetch import Listening, World, prefetching
+from runtime.prefetch import AT_ONCE, Listening, World, prefetching
 from tests import tiny_models
 from tests.fake_models import spec_of
 from tests.test_prewarm import ask, engine_over
@@ -158,6 +159,28 @@ async def test_nothing_is_fetched_without_need_or_room(looking, why) -> None:
     listening.heard("a", 1.0)
     await turns_of_the_loop()
     assert not ahead.gates
+
+
+async def test_rhythms_are_looked_at_once_a_tick_however_many_ask(monkeypatch) -> None:
+    looks: list[float] = []
+    monkeypatch.setattr(Foresight, "due", lambda _, now: looks.append(now) or [])
+    now = 1.0
+    listening = Listening(None)
+    world = World({}.get, lambda spec: False, lambda: now)
+    async with prefetching(listening, FakeAhead(), Turns(), world):
+        for now in (1.0, 1.5, 1.9, 2.0, 2.9, 3.0):
+            listening.heard("a", now)
+            await turns_of_the_loop()
+    assert looks == [1.0, 2.0, 3.0]
+
+
+async def test_the_newest_news_is_kept(looking) -> None:
+    listening, ahead, _ = looking
+    for n in range(2 * AT_ONCE):
+        listening.heard(f"new{n}", 1.0)
+    listening.heard("a", 1.0)
+    await turns_of_the_loop()
+    assert list(ahead.gates) == ["b"]
 
 
 async def test_a_failure_ends_the_guess_and_not_the_looking(looking) -> None:
