@@ -170,8 +170,9 @@ class Plans:
         self._files.pop(identity, None)
 
     def verified(self, identity: str, placed: Placed) -> None:
-        """This file begins with that header."""
-        self._files[identity] = placed
+        """This file begins with that header; not remembered if that is large."""
+        if len(placed.header) <= MAX_REMEMBERED:
+            self._files[identity] = placed
 
     def views(self, placed: Placed, graph: Graph) -> tuple[View, ...]:
         """The graph's weights in such a file. Raises ArtifactRefused."""

@@ -9,9 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from loader import weights
 from loader.errors import ArtifactRefused
 from loader.header import DTYPES, read_header
 from loader.pack_weights import safetensors_bytes
+from loader.weights import Plans, place
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -19,6 +21,16 @@ F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 def _file(header: object, size: int = 8, text: bytes | None = None) -> bytes:
     text = json.dumps(header).encode() if text is None else text
     return struct.pack("<Q", len(text)) + text + bytes(size)
+
+
+def test_a_large_header_is_not_remembered_for_any_file(monkeypatch) -> None:
+    data = _file({"a": F32})
+    placed, plans = place(data, len(data)), Plans()
+    plans.verified("small", placed)
+    assert plans.of("small") is placed
+    monkeypatch.setattr(weights, "MAX_REMEMBERED", len(placed.header) - 1)
+    plans.verified("large", placed)
+    assert plans.of("large") is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
