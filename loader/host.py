@@ -142,8 +142,9 @@ class HostTier:
         another process left is looked at once."""
         if not kept.doubted:
             return True
+        wanted = kept.doubted  # another load may have looked when this one is done
         found = await to_its_end(self._executor, _digest, self.buffer(kept))
-        if found == kept.doubted:
+        if found == wanted:
             kept.doubted = b""
         elif not kept.dropped:
             self._tally.failures += 1

@@ -1,5 +1,6 @@
 """What a host tier leaves to the next one, in memory that neither of them owns."""
 
+import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,6 +97,14 @@ async def test_a_byte_that_changed_is_found_out(store, threads, files) -> None:
     assert (await life.load("m2")).tier == "host"
     third = Life(store, threads, files)
     assert third.host.tier().entries == 1, "and it is told no further"
+
+
+async def test_two_loads_of_one_copy_both_find_it_sound(store, threads, files) -> None:
+    await Life(store, threads, files).keep("m1")
+    life = Life(store, threads, files)
+    models = await asyncio.gather(life.load("m1"), life.load("m1"))
+    assert [(model.tier, answer(model)) for model in models] == [("host", 1.0)] * 2
+    assert (life.host.tier().entries, life.host.tier().failures) == (1, 0)
 
 
 async def test_lives_follow_each_other_without_losing_room(
