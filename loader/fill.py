@@ -165,9 +165,7 @@ class Filler:
                 await reading.pour(sink)
 
             filled = await self._pour(spec, placed, "store", began, feed)
-        if self._spool is not None and kept is not None:
-            parts = [piece for start in sorted(kept) for piece in kept[start]]
-            self._spool.put(spec.weights.identity, parts)
+        self._keep(spec, kept)
         return filled
 
     async def _from_folder(self, spec: ModelSpec, path: Path) -> Filled:
@@ -201,6 +199,15 @@ class Filler:
         if self._spool is None or not self._spool.wants(file.identity, file.size):
             return None
         return {}
+
+    def _keep(self, spec: ModelSpec, kept: Kept | None) -> None:
+        """Asked again: all loads that run at once were told that there is room."""
+        file = spec.weights
+        if self._spool is None or kept is None:
+            return
+        if self._spool.wants(file.identity, file.size):
+            parts = [piece for start in sorted(kept) for piece in kept[start]]
+            self._spool.put(file.identity, parts)
 
     # -- the block --------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save
 
 from loader import arena, files, fill, ranges
+from loader import spool as spool_module
 from loader.arena import GRANULE
 from loader.errors import ArtifactRefused, DeviceFull, LoadFailed, StoreUnreachable
 from loader.fill import keep
@@ -537,6 +538,25 @@ async def test_no_file_is_taken_for_the_one_whose_digest_it_claims(
             model = await again.load(name)
             assert (model.tier, answer(model)) == ("disk", right)
         host.close()
+
+
+async def test_loads_at_once_leave_no_more_to_be_written_than_may(
+    tmp_path: Path, threads, monkeypatch
+) -> None:
+    """Both ask before either has its bytes; there is room for one."""
+    with spooled(tmp_path / "cache") as spool:
+        bench, gate = Bench(tmp_path, threads, spool=spool), threading.Event()
+        for index in range(2):
+            tiny_models.linear(tmp_path, f"m{index}", index, extra=100_000)
+        size = bench.spec("m0").weights.size
+        monkeypatch.setattr(spool_module, "PENDING", size + size // 2)
+        spool._writer.submit(gate.wait)
+        try:
+            await asyncio.gather(bench.load("m0"), bench.load("m1"))
+            pending = spool._pending
+        finally:
+            gate.set()
+        assert size <= pending <= spool_module.PENDING
 
 
 @pytest.mark.parametrize("chunks", [False, True])
