@@ -6,10 +6,11 @@
 Owns: its files, whole under their names or not there, and whom it believes. Must not:
 compile, or load a library into this process.
 
-A library is machine code: who can write here can run anything as us. So the folder
-must be ours alone (0700, our own uid), its files ours, plain and not writable by
-others, and the library must be the one its terms name by digest. That guards against a
-folder shared by mistake and against damage; not against our own uid, nor root.
+A library is machine code: who can write here can run anything as us. So the folder must
+be ours alone (0700, our own uid), no folder above it another's, its files ours, plain
+and not writable by others, and the library must be the one its terms name by digest.
+That guards against a folder shared by mistake and against damage; not against our own
+uid, nor root.
 """
 
 import hashlib
@@ -56,6 +57,7 @@ class CodeCache:
                 "the folder of compiled code must belong to the server's user and be "
                 "closed to all others (chmod 700)"
             )
+        _check_way(self._folder)
 
     def find(self, key: str) -> Entry | None:
         """What was compiled for this key. What is damaged, or could be another's, is as
@@ -96,6 +98,19 @@ class CodeCache:
             if found.st_size > most:
                 raise ValueError("larger than anything that is written here")
             return file.read()
+
+
+def _check_way(folder: Path) -> None:
+    """Who can rename what stands on the way to a folder can put another in its place.
+    With the sticky bit (/tmp) only the owners can."""
+    for parent in folder.parents:
+        found = os.stat(parent, follow_symlinks=False)
+        open_to_all = found.st_mode & 0o022 and not found.st_mode & stat.S_ISVTX
+        if open_to_all or found.st_uid not in (0, os.geteuid()):
+            raise NotOurs(
+                "every folder above that of compiled code must belong to root or the "
+                "server's user, and be writable by no others (chmod go-w)"
+            )
 
 
 def _checked(key: str) -> str:

@@ -58,6 +58,21 @@ def test_the_folder_is_made_for_its_user_alone(cache, folder):
     assert {path.stat().st_mode & 0o077 for path in folder.iterdir()} == {0}
 
 
+@pytest.mark.parametrize(
+    ("mode", "ours"),
+    [(0o777, False), (0o770, False), (0o757, False), (0o1777, True), (0o755, True)],
+)
+def test_a_folder_that_others_can_replace_is_refused(tmp_path, mode, ours):
+    shared = tmp_path / "shared"
+    CodeCache(shared / "mine" / "code")
+    shared.chmod(mode)
+    if ours:
+        CodeCache(shared / "mine" / "code")
+    else:
+        with pytest.raises(NotOurs, match="above"):
+            CodeCache(shared / "mine" / "code")
+
+
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
 def test_a_folder_open_to_others_is_refused(folder, mode):
     folder.mkdir()
