@@ -232,7 +232,9 @@ def _claimed(
     model: str, tensor: _Input, seen: dict[str, Piece]
 ) -> tuple[str, str, tuple[int, ...], int]:
     """Name, datatype, shape, and the bytes they need, before anything is allocated."""
-    name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
+    name, datatype = tensor.name, tensor.datatype
+    # One more than is taken: it is refused, and a million more cost nothing.
+    shape = tuple(tensor.shape[: MAX_RANK + 1])
     if name in seen:
         raise BadRequest(f"input '{name}' already exists in request")
     # What is remembered must not grow with what somebody sends.

@@ -412,6 +412,16 @@ def test_a_shape_that_lies_allocates_nothing():
     assert peak < 64 * 1024
 
 
+def test_a_shape_of_a_million_dimensions_is_not_copied():
+    message = raw_request("FP32", [1] * 1_000_000, bytes(4))
+    tracemalloc.start()
+    try:
+        assert "more than 16 dimensions" in refusal(message)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_an_expanded_answer_is_refused_before_it_is_written():
     """A terabyte of one float: it has four bytes until somebody writes it out."""
     huge = torch.ones(1).expand(2**38)
