@@ -74,7 +74,8 @@ class EngineLost(Refused):
 
 
 class Poisonous(Refused):
-    """The engine's process was lost twice over this very request: not a third time."""
+    """The engine's process was lost over this very request, and then twice more while
+    it was the only suspect: not once again."""
 
 
 class DeadlinePassed(Refused):

@@ -22,7 +22,8 @@ from runtime.errors import (
 )
 from runtime.link.failures import KINDS, failed, restored
 from runtime.link.memory import ALIGNED, KEPT, Region, anonymous
-from runtime.link.messages import Part, Ready, encoded, replies
+from runtime.link.messages import Ask, Part, Ready, encoded, replies
+from runtime.link.pending import Pending
 from runtime.link.stream import Stream
 from runtime.link.tensors import INLINE, packed, unpacked
 from runtime.status import FailedElsewhere, answer_to, status_of
@@ -377,7 +378,7 @@ class Fragile(FakeEngine):
 
 
 async def test_a_poison_is_told_from_the_innocent() -> None:
-    """Two engines die of it; every other request is answered."""
+    """Three engines die of it; every other request is answered."""
     pair = Pair()
     engines = []
 
@@ -395,9 +396,20 @@ async def test_a_poison_is_told_from_the_innocent() -> None:
     outcomes = await asyncio.gather(*asked, return_exceptions=True)
     assert isinstance(outcomes.pop(5), Poisonous)
     assert [type(o).__name__ for o in outcomes] == ["Answer"] * 11
-    assert len(engines) == 3
+    assert len(engines) == 4
     replacing.cancel()
     await pair.close()
+
+
+def test_once_to_blame_is_no_proof() -> None:
+    """A fresh poison may have run beside a suspect that was alone."""
+    pending = Pending(Ask(7, "load"), None, sent=True)
+    refusals = []
+    for noted in (0, 7, 0, 7):
+        pending.sent = True
+        refusals.append(pending.engine_lost(noted))
+    assert refusals[:3] == [None] * 3
+    assert isinstance(refusals[3], Poisonous)
 
 
 async def test_a_suspect_is_given_up_when_engines_keep_dying() -> None:

@@ -2,7 +2,7 @@
 for it.
 
     lost with the engine ---> a suspect: asked again, run alone
-         again, and it was the one that ran ---> refused: Poisonous
+         again, and it was the one that ran ---> once more; BLAMED_AT_MOST: Poisonous
          again, and another one ran         ---> asked again
          LOST_AT_MOST times                 ---> refused: EngineLost
 
@@ -11,7 +11,8 @@ Owns: that table. Must not: send anything, or know how an engine is lost.
 Everything a front end asks may be asked twice: a predict is a pure function, and the
 others say what shall be, not what to do. With many requests in flight a lost engine
 says nothing about which of them was its end; so the second time they run one by one,
-and the engine notes in shared memory which one it has begun.
+and the engine notes in shared memory which one it has begun. Calls that are no suspects
+run beside it all the same, and one of those may be the end: once is no proof.
 """
 
 import asyncio
@@ -23,6 +24,9 @@ from runtime.link.messages import Ask, Predict
 LOST_AT_MOST = 5
 """Engines that one call may see go, without being the reason."""
 
+BLAMED_AT_MOST = 2
+"""Engines that may go while they run this one as their only suspect."""
+
 
 @dataclass(eq=False, slots=True)
 class Pending:
@@ -33,6 +37,7 @@ class Pending:
     stretches: list[int] = field(default_factory=list)
     sent: bool = False
     lost: int = 0
+    blamed: int = 0
     alarm: asyncio.TimerHandle | None = None
 
     def engine_lost(self, noted: int) -> Refused | None:
@@ -43,7 +48,10 @@ class Pending:
         self.sent = False
         self.lost += 1
         if noted == self.asked.call:
-            return Poisonous("requests like this one have ended the engine twice")
+            self.blamed += 1
+            if self.blamed >= BLAMED_AT_MOST:
+                text = "the engine ended twice while it ran this request to be sure"
+                return Poisonous(text)
         if self.lost >= LOST_AT_MOST:
             return EngineLost(f"the engine was lost {self.lost} times over this", 1.0)
         if isinstance(self.asked, Predict):
