@@ -8,16 +8,20 @@ import signal
 import socket
 import struct
 from pathlib import Path
+from typing import ClassVar
 
 import grpc
 import numpy as np
 import psutil
 import pytest
 
+from runtime.config import Settings
 from runtime.ports import CannotListen, listener, shared
+from runtime.tree import supervisor
 from runtime.tree.control import LARGEST, Residents, fitting
 from runtime.tree.cores import Cores
 from runtime.tree.lives import SHORT_S, TRUSTED, WAITS_S, Lives, reason_of
+from runtime.tree.supervisor import Supervisor
 from tests import tiny_models
 from tests.server_process import channel_to, request_for, serving
 
@@ -74,6 +78,50 @@ def test_cores() -> None:
     for nobody in (Cores.of(True, 2, [0, 1]), Cores.of(False, 1, [0, 1])):
         assert nobody.of_child("engine", 0) is None
         assert nobody.of_child("front", 0) is None
+
+
+class Fleeting:
+    """A child that has ended as soon as it was started."""
+
+    started: ClassVar[list] = []
+
+    def __init__(self, role, heard, cores) -> None:
+        self.started.append(cores)
+        self.killed_for = ""
+        self.alive = False
+        self.ended = asyncio.get_running_loop().create_future()
+        self.ended.set_result(1)
+
+    def say(self, message, fds=()) -> None:
+        """It hears nothing any more."""
+
+
+async def test_a_replaced_front_end_has_the_cores_of_its_slot(monkeypatch) -> None:
+    monkeypatch.setattr(supervisor, "Child", Fleeting)
+    monkeypatch.setattr(Fleeting, "started", [])
+    watching = supervising(frontends=2)
+    watching._cores = Cores(frozenset({0}), [frozenset({1}), frozenset({2})])
+    watching._served = True
+    keeping = [asyncio.create_task(watching._keep(slot)) for slot in watching._slots]
+    while len(Fleeting.started) < 4 and not any(map(asyncio.Task.done, keeping)):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    for task in keeping:
+        task.cancel()
+    ended = await asyncio.gather(*keeping, return_exceptions=True)
+    assert {type(end) for end in ended} == {asyncio.CancelledError}
+    assert Fleeting.started[:4] == [{1}, {2}, {1}, {2}]
+    closed(watching)
+
+
+def supervising(**settings) -> Supervisor:
+    """A supervisor that has started nobody."""
+    found = Settings(store="memory://", grpc_port=0, http_port=0, **settings)
+    return Supervisor(found, {})
+
+
+def closed(watching: Supervisor) -> None:
+    watching._grpc.close()
+    watching._http.close()
 
 
 def test_a_message_takes_as_many_residents_as_fit() -> None:

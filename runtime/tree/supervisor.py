@@ -159,8 +159,7 @@ class Supervisor:
             )
             await asyncio.sleep(wait)
 
-    def _child(self, role: Role) -> Child:
-        number = len([s for s in self._slots if s.child is not None])
+    def _child(self, role: Role, number: int = 0) -> Child:
         return Child(role, self._heard, self._cores.of_child(role, number))
 
     # -- front ends -------------------------------------------------------------------
@@ -170,7 +169,7 @@ class Supervisor:
         while not self._stopping:
             slot.lives.begin(self._loop.time())
             slot.requests = self._memory(f"requests-{slot.number}")
-            front = slot.child = self._child("front")
+            front = slot.child = self._child("front", slot.number)
             port = self._grpc.getsockname()[1]
             fds = [slot.requests, self._http.fileno()]
             front.say(Begin(self._values, port), fds)
