@@ -95,6 +95,9 @@ class Fleeting:
     def say(self, message, fds=()) -> None:
         """It hears nothing any more."""
 
+    def kill(self, reason: str) -> None:
+        self.killed_for = reason
+
 
 async def test_a_replaced_front_end_has_the_cores_of_its_slot(monkeypatch) -> None:
     monkeypatch.setattr(supervisor, "Child", Fleeting)
@@ -110,6 +113,19 @@ async def test_a_replaced_front_end_has_the_cores_of_its_slot(monkeypatch) -> No
     ended = await asyncio.gather(*keeping, return_exceptions=True)
     assert {type(end) for end in ended} == {asyncio.CancelledError}
     assert Fleeting.started[:4] == [{1}, {2}, {1}, {2}]
+    closed(watching)
+
+
+@pytest.mark.parametrize(("stopping", "reason"), [(False, "unlinked"), (True, "")])
+async def test_an_engine_without_links_may_leave_by_itself_at_the_end(
+    monkeypatch, stopping, reason
+) -> None:
+    monkeypatch.setattr(supervisor, "UNLINKED_S", 0.0)
+    watching = supervising(frontends=1)
+    watching._engine = Fleeting("engine", None, None)
+    watching._stopping = stopping
+    await watching._unlinked(0)
+    assert watching._engine.killed_for == reason
     closed(watching)
 
 

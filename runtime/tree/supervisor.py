@@ -221,8 +221,11 @@ class Supervisor:
             self._tell()
 
     async def _unlinked(self, life: int) -> None:
-        """Most often its engine is dead, and this is how its front end knows."""
+        """Most often its engine is dead, and this is how its front end knows. Front
+        ends that leave let go of theirs too; it has LEAVING_S to follow them."""
         await asyncio.sleep(UNLINKED_S)
+        if self._stopping:
+            return
         if self._engine is not None and self._lives.number == life:
             self._engine.kill("unlinked")
 
