@@ -20,9 +20,10 @@ from runtime.errors import (
     QueueFull,
     Refused,
 )
+from runtime.link import stream as stream_module
 from runtime.link.failures import KINDS, failed, restored
 from runtime.link.memory import ALIGNED, KEPT, Region, anonymous
-from runtime.link.messages import Ask, Part, Ready, encoded, replies
+from runtime.link.messages import Ask, Failed, Part, Ready, encoded, replies
 from runtime.link.pending import Pending
 from runtime.link.stream import Stream
 from runtime.link.tensors import INLINE, packed, unpacked
@@ -191,6 +192,27 @@ async def test_frames_may_be_cut_anywhere() -> None:
     assert len(heard) == 18
     other.close()
     await lost.wait()
+
+
+async def test_a_batch_that_is_too_large_goes_in_parts(monkeypatch) -> None:
+    """Its length would not fit into the head; a single message stays one."""
+    monkeypatch.setattr(stream_module, "LARGEST", 100)
+    heard, lost = [], asyncio.Event()
+    ends = socket.socketpair()
+    says = Stream(replies, heard.append, lambda: None)
+    hears = Stream(replies, heard.append, lost.set)
+    await says.open(ends[0])
+    await hears.open(ends[1])
+    sizes = [10] * 9 + [500, 10]
+    said = [Failed(n, "", "x" * size, {}) for n, size in enumerate(sizes)]
+    for message in said:
+        says.say(message)
+    says.close()
+    await lost.wait()
+    assert [message for batch in heard for message in batch] == said
+    assert all(len(batch) == 1 or len(encoded(batch)) <= 100 for batch in heard)
+    assert len(heard) < len(said)
+    hears.close()
 
 
 async def test_who_speaks_another_language_is_left() -> None:

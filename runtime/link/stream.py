@@ -20,8 +20,9 @@ from runtime.link.messages import encoded
 M = TypeVar("M")
 
 HEAD = 4
-LARGEST = 2**31
-"""Bytes of a frame. More is no frame of ours."""
+LARGEST = 256 << 20
+"""Bytes of a frame; a batch that takes more goes in several. Only a message that is
+larger by itself makes a larger one."""
 
 log = structlog.get_logger()
 
@@ -59,12 +60,20 @@ class Stream(asyncio.Protocol, Generic[M]):
         batch, self._waiting = self._waiting, []
         if self._transport is None or self._transport.is_closing():
             return
+        self._write(self._transport, batch)
+
+    def _write(self, transport: asyncio.WriteTransport, batch: list[object]) -> None:
         body = encoded(batch)
+        if len(body) > LARGEST and len(batch) > 1:
+            half = len(batch) // 2
+            self._write(transport, batch[:half])
+            self._write(transport, batch[half:])
+            return
         head = len(body).to_bytes(HEAD, "little")
         if len(body) < 1 << 16:
-            self._transport.write(head + body)
+            transport.write(head + body)
         else:
-            self._transport.writelines((head, body))
+            transport.writelines((head, body))
 
     def close(self) -> None:
         """Say what has been said, and go."""
