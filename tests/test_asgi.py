@@ -298,6 +298,17 @@ async def test_what_is_no_grpc_is_for_rest(app):
     assert server.sent == [{"type": "rest"}]
 
 
+@pytest.mark.parametrize("path", ["ModelInfer", "ModelStreamInfer"])
+@pytest.mark.parametrize("headers", [[], [(b"content-type", b"text/plain")]])
+async def test_a_path_alone_is_no_grpc(app, engine, path, headers):
+    """A web page may post plain text to anybody, without asking."""
+    server = Server(f"{SERVICE}/{path}", predict())
+    server.scope["headers"] = headers
+    await app(server.scope, server.receive, server.send)
+    assert server.sent == [{"type": "rest"}]
+    assert engine.entered == 0
+
+
 # ---- the watch --------------------------------------------------------------------
 
 

@@ -36,13 +36,16 @@ class Application:
                 self._methods[path] = kind(path, method, limit, vigil, on_end)
 
     def __call__(self, scope: Message, receive: Receive, send: Send) -> Awaitable[None]:
-        """A plain function: the method's own coroutine is the one that is run."""
+        """A plain function: the method's own coroutine is the one that is run.
+
+        The content type is what a web page cannot set without being asked about first
+        (CORS): by its path alone any page could unload models."""
+        if not _is_grpc(scope):
+            return self._rest(scope, receive, send)
         method = self._methods.get(scope["path"])
         if method is not None and scope["method"] == "POST":
             return method(scope, receive, send)
-        if _is_grpc(scope):
-            return _unknown(receive, send)
-        return self._rest(scope, receive, send)
+        return _unknown(receive, send)
 
 
 async def _unknown(receive: Receive, send: Send) -> None:
@@ -52,7 +55,8 @@ async def _unknown(receive: Receive, send: Send) -> None:
 
 
 def _is_grpc(scope: Message) -> bool:
-    return any(
-        name == b"content-type" and value.startswith(b"application/grpc")
-        for name, value in scope["headers"]
-    )
+    for name, value in scope["headers"]:  # no generator: every call passes here
+        if name == b"content-type":
+            found: bool = value.startswith(b"application/grpc")
+            return found
+    return False
