@@ -15,7 +15,7 @@ from runtime.asgi.ended import Ended
 from runtime.asgi.framing import framed, framed_like, length_of, message_of
 from runtime.asgi.metadata import check_size, timeout_of, told
 from runtime.asgi.telling import status_for
-from runtime.asgi.vigil import ASKED, Caller, Vigil
+from runtime.asgi.vigil import ASKED, BODY_S, Caller, Vigil
 from runtime.errors import BadRequest, NoRoom
 from runtime.limits import Options
 from runtime.services import services_of
@@ -333,6 +333,46 @@ async def test_a_call_without_a_wait_of_its_own_ends_at_its_deadline(app, engine
     )
     await app(server.scope, server.receive, server.send)
     assert server.code == Code.DEADLINE_EXCEEDED
+
+
+class Slow(Server):
+    """Half of a body, and then nothing; what waits for more is the server's own."""
+
+    def __init__(self, *args, **more) -> None:
+        super().__init__(*args, **more)
+        self.pending: list[asyncio.Future] = []
+
+    def receive(self):
+        if len(self._parts) > 1:
+            return super().receive()
+        self.pending.append(asyncio.get_running_loop().create_future())
+        return self.pending[-1]
+
+
+@pytest.mark.parametrize("parts", [(), (b"\0\0",), (predict()[:50],)])
+async def test_a_deadline_is_kept_while_the_body_is_read(app, engine, parts):
+    late = [(b"grpc-timeout", b"150m")]
+    server = Slow(f"{SERVICE}/ModelInfer", *parts, b"", headers=late)
+    await app(server.scope, server.receive, server.send)
+    assert server.code == Code.DEADLINE_EXCEEDED
+    assert engine.entered == 0
+    assert [future.cancelled() for future in server.pending] == [False]
+
+
+async def test_a_body_has_its_time(app, vigil):
+    server = Slow(f"{SERVICE}/ModelInfer", predict()[:50], b"")
+    call = asyncio.ensure_future(app(server.scope, server.receive, server.send))
+    while not server.pending:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    now = asyncio.get_running_loop().time()
+    vigil._tick()
+    vigil._look(now + BODY_S - 1)
+    await asyncio.sleep(0)
+    assert not call.done()
+    vigil._look(now + BODY_S + 1)
+    await call
+    assert server.code == Code.DEADLINE_EXCEEDED
+    vigil._timer.cancel()
 
 
 async def test_a_cut_tells_those_who_wait(app, engine, vigil):

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import signal
@@ -24,7 +25,7 @@ from runtime.envoy.bootstrap import bootstrap, ours
 from runtime.envoy.run import PYTHON, VARIABLE, Run, hand_over, taken_over
 from tests import tiny_models
 from tests.envoy_process import EnvoyProcess
-from tests.server_process import ROOT, request_for, serving, skip_without
+from tests.server_process import ROOT, channel_to, request_for, serving, skip_without
 
 EDGE = ROOT / "docs" / "envoy" / "edge.yaml"
 ONES = np.ones((1, 4), np.float32).tobytes()
@@ -238,6 +239,31 @@ def run_serve(*flags: str, **environ: str) -> subprocess.CompletedProcess:
         text=True,
         timeout=60,
     )
+
+
+async def test_half_a_body_ends_at_its_deadline(store, tmp_path):
+    """And what comes of it afterwards harms nobody."""
+    log = tmp_path / "log"
+    async with serving(str(store), log, "--frontend", "envoy") as server:
+        host, _, port = server.grpc.rpartition(":")
+        head = (
+            "POST /inference.GRPCInferenceService/ModelInfer HTTP/1.1\r\nhost: h\r\n"
+            "content-type: application/grpc\r\ngrpc-timeout: 300m\r\n"
+            "content-length: 105\r\n\r\n"
+        )
+        for sent in (b"", b"\0\0", b"\0\0\0\0\x64abc"):
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(head.encode() + sent)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            assert b"grpc-status: 4\r\n" in answer
+            writer.write(bytes(105 - len(sent)))
+            with contextlib.suppress(OSError):
+                await writer.drain()
+            writer.close()
+        async with channel_to(server.grpc) as stub:
+            await stub.ModelInfer(request_for("m", ONES), timeout=10)
+        assert server.stop() == 0
+    assert "InvalidState" not in log.read_text()
 
 
 def test_without_the_extra_it_says_what_to_install(store, tmp_path):

@@ -84,9 +84,7 @@ class Unary:
 
     async def _read(self, receive: Receive) -> tuple[int, bytes]:
         """The flag and the bytes of the one message."""
-        event = await receive()
-        if event["type"] != "http.request":
-            raise asyncio.CancelledError
+        event = await _event(receive)
         body: bytes = event["body"]
         if len(body) >= PREFIX:
             end = PREFIX + length_of(body, self._limit)
@@ -127,7 +125,13 @@ async def _more(event: Message, receive: Receive) -> Message:
     if not event.get("more_body"):
         text = "the request ended before its message did"
         raise Ended(Status(Code.INTERNAL, 400, text))
-    event = await receive()
+    return await _event(receive)
+
+
+async def _event(receive: Receive) -> Message:
+    """The next part. The watch may cancel us, but not the server's own future: pyvoy
+    gives it its result all the same, when the request ends."""
+    event = await asyncio.shield(receive())
     if event["type"] != "http.request":
         raise asyncio.CancelledError
     return event

@@ -18,6 +18,8 @@ from runtime.status import Code, Status
 
 TICK_S = 0.1
 """How often the calls are looked at; one that is younger is left alone."""
+BODY_S = 60.0
+"""For the body of a call with one message, whatever its deadline; REST's own limit."""
 ASKED = 200
 """Calls that are asked about at a tick. A question costs some 30 us."""
 
@@ -29,7 +31,8 @@ class Caller:
     """One call, as a service sees it (runtime/call.py) and as the watch does.
 
     `watched`: False while a `receive()` is awaited by itself, which will tell when the
-    caller leaves. `asked`: a `receive()` under way that the call shares with the watch.
+    caller leaves, but not when its time is up. `asked`: a `receive()` under way that
+    the call shares with the watch.
     `whole`: all of a stream's request has been read, so what is still received can only
     be the caller's end. `fate`: how the call ends if it is cancelled; None, as its
     caller has left.
@@ -76,7 +79,7 @@ class Vigil:
     def __init__(self) -> None:
         self.calls = 0
         self.open: dict[asyncio.Task[Any], Caller] = {}
-        self._old: dict[asyncio.Task[Any], None] = {}
+        self._old: dict[asyncio.Task[Any], float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, caller: Caller) -> "asyncio.Task[Any]":
@@ -97,26 +100,27 @@ class Vigil:
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
-        self._look(loop.time())
+        now = loop.time()
+        self._look(now)
         for task in self.open:
-            self._old.setdefault(task)
+            self._old.setdefault(task, now)
         self._timer = loop.call_later(TICK_S, self._tick) if self.open else None
 
     def _look(self, now: float) -> None:
         """At all deadlines, and at some callers, those not seen for longest first."""
         asked, old = 0, self._old
-        for task in list(old):
+        for task, since in list(old.items()):
             caller = self.open.get(task)
             if caller is None:
                 del old[task]
-            elif not caller.watched:
-                continue
-            elif caller.deadline is not None and caller.deadline <= now:
+            elif (caller.deadline is not None and caller.deadline <= now) or (
+                not caller.watched and now - since > BODY_S
+            ):
                 caller.fate = LATE
                 task.cancel()
-            elif asked < ASKED:
+            elif caller.watched and asked < ASKED:
                 asked += 1
                 del old[task]
-                old[task] = None
+                old[task] = since
                 if caller.has_left():
                     task.cancel()
