@@ -3,6 +3,8 @@
 import asyncio
 import base64
 import gzip
+import random
+import threading
 import zlib
 
 import pytest
@@ -277,6 +279,40 @@ async def test_a_large_answer_goes_out_behind_its_prefix(engine, size):
     assert length_of(server.messages[:5], 1 << 30) == len(server.messages) - 5
     answer = pb.ModelInferResponse.FromString(server.messages[5:])
     assert len(answer.raw_output_contents[0]) == size
+
+
+@pytest.mark.parametrize(("size", "beside"), [(3000, False), (100_000, True)])
+@pytest.mark.parametrize(
+    ("path", "made"),
+    [
+        ("ModelInfer", ["decompressobj", "compressobj"]),
+        ("ModelStreamInfer", ["decompressobj"]),
+    ],
+)
+async def test_what_takes_zlib_long_is_done_beside_the_loop(
+    engine, monkeypatch, path, made, size, beside
+):
+    seen = []
+
+    def watched(name, original):
+        def make(*args):
+            here = threading.current_thread() is threading.main_thread()
+            seen.append((name, not here))
+            return original(*args)
+
+        monkeypatch.setattr(zlib, name, make)
+
+    services = services_of(engine, Options())
+    app = Application(services.all, None, Vigil(), 1 << 20)
+    request = pb.ModelInferRequest(model_name="identity_uint8")
+    request.inputs.add(name="x", datatype="UINT8", shape=[size])
+    request.raw_input_contents.append(random.Random(1).randbytes(size))
+    body = framed_like(request.SerializeToString(), b"gzip")
+    for name in ("decompressobj", "compressobj"):
+        watched(name, getattr(zlib, name))
+    server = await called(app, path, body, headers=[(b"grpc-encoding", b"gzip")])
+    assert server.code == 0
+    assert seen == [(name, beside) for name in made]
 
 
 async def test_a_stream_answers_and_ends(app):

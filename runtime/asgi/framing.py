@@ -4,9 +4,11 @@ Owns: that frame, there and back, and the limit of what is taken into memory. Mu
 parse a message, or know a method.
 
 A length over the limit ends the call when its five bytes are there, not when the
-message is. A compressed message is inflated up to the limit and no further.
+message is. A compressed message is inflated up to the limit and no further. What takes
+long is done beside the event loop: zlib lets the GIL go.
 """
 
+import asyncio
 import zlib
 
 from runtime.asgi.ended import Ended
@@ -15,6 +17,12 @@ from runtime.status import Code, Status
 PREFIX = 5
 COMPRESS_FROM = 1024
 """Bytes of an answer from which it is compressed, if its request was."""
+
+INFLATE_BESIDE = 4 << 10
+"""Compressed bytes from which a message is inflated in a thread: a thousand times as
+many may come out."""
+COMPRESS_BESIDE = 64 << 10
+"""Bytes of an answer from which it is compressed in a thread."""
 
 # zlib's window bits: 31 expects the header of gzip, 15 that of zlib (HTTP's deflate).
 _WINDOWS = {b"gzip": 31, b"deflate": 15}
@@ -42,6 +50,20 @@ def message_of(flag: int, payload: bytes, encoding: bytes, limit: int) -> bytes:
         text = "the message's encoding is not supported; use gzip or deflate"
         raise Ended(Status(Code.UNIMPLEMENTED, 415, text))
     return _inflated(payload, window, limit)
+
+
+async def inflated(flag: int, payload: bytes, encoding: bytes, limit: int) -> bytes:
+    """`message_of` what is compressed, without holding up the event loop."""
+    if len(payload) <= INFLATE_BESIDE:
+        return message_of(flag, payload, encoding, limit)
+    return await asyncio.to_thread(message_of, flag, payload, encoding, limit)
+
+
+async def deflated(message: bytes, encoding: bytes) -> bytes:
+    """`framed_like`, without holding up the event loop."""
+    if len(message) <= COMPRESS_BESIDE:
+        return framed_like(message, encoding)
+    return await asyncio.to_thread(framed_like, message, encoding)
 
 
 def framed(message: bytes) -> bytes:

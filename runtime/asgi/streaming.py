@@ -11,7 +11,7 @@ from contextlib import aclosing
 from typing import Any
 
 from runtime.asgi.ended import Ended
-from runtime.asgi.framing import PREFIX, framed, length_of, message_of, too_large
+from runtime.asgi.framing import PREFIX, framed, inflated, length_of, too_large
 from runtime.asgi.metadata import (
     CONTENT_TYPE,
     OK,
@@ -76,7 +76,10 @@ class Streaming:
 
     async def _requests(self, body: "_In", encoding: bytes) -> AsyncIterator[Any]:
         while (frame := await body.frame()) is not None:
-            yield self._parse(message_of(*frame, encoding, self._limit))
+            flag, payload = frame
+            if flag:
+                payload = await inflated(flag, payload, encoding, self._limit)
+            yield self._parse(payload)
         if not self._takes_stream:
             text = "the request ended before its message did"
             raise Ended(Status(Code.INTERNAL, 400, text))

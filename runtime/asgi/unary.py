@@ -11,10 +11,10 @@ from typing import Any
 from runtime.asgi.ended import Ended
 from runtime.asgi.framing import (
     PREFIX,
+    deflated,
     framed,
-    framed_like,
+    inflated,
     length_of,
-    message_of,
     prefix,
     too_large,
 )
@@ -67,12 +67,17 @@ class Unary:
             encoding = _PLAIN
             if flag:
                 encoding = headers.get(b"grpc-encoding", _PLAIN)
-                payload = message_of(flag, payload, encoding, self._limit)
+                payload = await inflated(flag, payload, encoding, self._limit)
             reply = await self._function(self._parse(payload), caller)
             answer = reply.SerializeToString()
             if len(answer) > self._limit:
                 raise too_large(len(answer), self._limit, "Sent")
-            await hand(send, *_events(answer, encoding))
+            events = (
+                _events(answer)
+                if encoding is _PLAIN
+                else await _compressed(answer, encoding)
+            )
+            await hand(send, *events)
         except asyncio.CancelledError:
             await self._cancelled(caller, send)
         except Exception as error:  # noqa: BLE001 (the border: nothing passes)
@@ -137,14 +142,17 @@ async def _event(receive: Receive) -> Message:
     return event
 
 
-def _events(answer: bytes, encoding: bytes) -> tuple[Message, ...]:
+def _events(answer: bytes) -> tuple[Message, ...]:
+    """The whole answer."""
+    if len(answer) >= LARGE:
+        head = {"type": "http.response.body", "body": prefix(answer)}
+        rest = {"type": "http.response.body", "body": answer}
+        return _START, {**head, "more_body": True}, rest, _END
+    return _START, {"type": "http.response.body", "body": framed(answer)}, _END
+
+
+async def _compressed(answer: bytes, encoding: bytes) -> tuple[Message, ...]:
     """The whole answer, compressed as the request was."""
-    if encoding is _PLAIN:
-        if len(answer) >= LARGE:
-            head = {"type": "http.response.body", "body": prefix(answer)}
-            rest = {"type": "http.response.body", "body": answer}
-            return _START, {**head, "more_body": True}, rest, _END
-        return _START, {"type": "http.response.body", "body": framed(answer)}, _END
     start = {**_START, "headers": [CONTENT_TYPE, (b"grpc-encoding", encoding)]}
-    body = framed_like(answer, encoding)
+    body = await deflated(answer, encoding)
     return start, {"type": "http.response.body", "body": body}, _END
