@@ -98,11 +98,21 @@ def specs(tmp_path: Path) -> list[ModelSpec]:
     return found
 
 
+def full(workers: int) -> ThreadPoolExecutor:
+    """A pool that has all its threads: it starts one whenever none is idle at that very
+    moment, which may be in cycle 3 or in cycle 4,000, and is no leak."""
+    pool, met = ThreadPoolExecutor(workers), threading.Barrier(workers)
+    for meeting in [pool.submit(met.wait, 10) for _ in range(workers)]:
+        meeting.result()
+    return pool
+
+
 @pytest.fixture
 def loading(tmp_path: Path, specs) -> Callable[[bool], Awaitable[Loader]]:
-    threads = ThreadPoolExecutor(2)
+    threads = full(2)
 
     async def made(tiered: bool) -> Loader:
+        asyncio.get_running_loop().set_default_executor(full(2))
         store = Store.open(str(tmp_path))
         host = HostTier(MODELS // 2 * 20_000, CPU, threads) if tiered else None
         shelf = GraphShelf(store, CPU, threads)
