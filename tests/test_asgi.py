@@ -17,9 +17,9 @@ from runtime.asgi.ended import Ended
 from runtime.asgi.framing import framed, framed_like, length_of, message_of
 from runtime.asgi.metadata import check_size, timeout_of, told
 from runtime.asgi.telling import status_for
-from runtime.asgi.vigil import ASKED, BODY_S, Caller, Vigil
+from runtime.asgi.vigil import ASKED, Caller, Vigil
 from runtime.errors import BadRequest, NoRoom
-from runtime.limits import Options
+from runtime.limits import BODY_S, Options
 from runtime.services import services_of
 from runtime.status import Code, Status, status_of
 from tests.fake_engine import FakeEngine

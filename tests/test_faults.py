@@ -337,6 +337,7 @@ async def test_a_model_published_anew_while_it_is_read(server, monkeypatch) -> N
             server.objects[f"ill/1/{name}"] = made[name]
         await asking
         await healed(engine, server, 5.0)
+        assert await ask(engine, "ill") == [5.0] * 4
 
 
 async def test_a_store_that_comes_back_is_asked_again(server, monkeypatch) -> None:
@@ -369,7 +370,8 @@ async def test_who_leaves_a_hanging_load_leaves_nothing(server, place, way) -> N
         asking = asyncio.create_task(ask(engine, "ill"))
         await struck(server, asking)
         asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+        (left,) = await asyncio.gather(asking, return_exceptions=True)
+        assert isinstance(left, asyncio.CancelledError)
         while not await only_well_is_held(engine):  # noqa: ASYNC110 - nobody tells us
             await asyncio.sleep(0.005)
 

@@ -216,12 +216,13 @@ async def test_a_batch_that_is_too_large_goes_in_parts(monkeypatch) -> None:
 
 
 async def test_who_speaks_another_language_is_left() -> None:
-    lost = asyncio.Event()
+    lost, heard = asyncio.Event(), []
     one, other = socket.socketpair()
-    stream = Stream(replies, lambda messages: None, lost.set)
+    stream = Stream(replies, heard.append, lost.set)
     await stream.open(one)
     other.sendall((5).to_bytes(4, "little") + b"hello")
     await lost.wait()
+    assert heard == []
     other.close()
 
 

@@ -173,18 +173,23 @@ def test_a_level_is_a_floor(stream, log):
     assert [r["event"] for r in records(stream)] == ["loud"]
 
 
-def test_a_stream_that_is_gone_costs_lines_and_nothing_else(log, stream):
+def test_a_stream_that_is_gone_costs_lines_and_nothing_else(log, stream, capsys):
+    tried = []
+
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
+            tried.append(text)
             raise BrokenPipeError
 
     logs.configure("json", stream=Gone(), environ={})
     log.info("nobody hears this")
     logging.getLogger("x").error("nor this")
+    assert len(tried) >= 2
     closed = io.StringIO()
     logs.configure("json", stream=closed, environ={})
     closed.close()
     log.info("nor this")
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(

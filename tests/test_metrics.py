@@ -1,4 +1,5 @@
 import gc
+import inspect
 import tracemalloc
 from collections import Counter
 
@@ -74,6 +75,10 @@ def test_counts_and_a_silent_observer_satisfy_the_protocol(counts):
         observer.loaded(spec(), 10, {"fetch": 0.1}, 0.2)
         observer.load_failed(spec(), "StoreUnreachable", 0.2)
         observer.evicted(spec(), 10, "room")
+    assert {name for name, _ in inspect.getmembers(Observer, inspect.isfunction)} <= {
+        "__init__", "__subclasshook__", "answered", "refused", "queued", "computed",
+        "loaded", "load_failed", "evicted",
+    }, "one was not tried"  # fmt: skip
 
 
 def test_requests_by_outcome_and_how_they_met_their_model(counts):

@@ -325,3 +325,4 @@ async def test_who_leaves_is_not_waited_for(http, engine):
     await engine.until(lambda: engine.entered == 1)
     call.cancel()
     await engine.until(lambda: engine.cancelled == 1)
+    assert engine.entered == 1
