@@ -28,6 +28,9 @@ IDLE_S = 300
 CONNECTION_AGE_S = 3600
 """Once an hour clients connect anew, and so find new replicas."""
 
+BODY_S = 60.0
+"""For the body of a call with one message, whatever its deadline."""
+
 LAST_WORDS_S = 1.0
 """Given to answers that are being written, and then to leases that are being ended,
 once the engine is drained or the grace is over."""

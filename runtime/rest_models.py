@@ -20,14 +20,13 @@ from loader.manifest import TensorSpec
 from runtime.asgi.vigil import Caller, Vigil
 from runtime.engine import Engine
 from runtime.errors import AnswerTooLarge, BadRequest
+from runtime.limits import BODY_S
 from runtime.logs import about
 from runtime.rest_tensors import Asked, read, written
 from runtime.service import PLATFORM
 from runtime.wire import check_address, decode
 
 HEAD_LENGTH = "inference-header-content-length"
-BODY_S = 60.0
-"""Within which a body must be whole."""
 AT_ONCE = 64 * 1024
 """Bytes of JSON that are read or written on the event loop; more in a thread."""
 

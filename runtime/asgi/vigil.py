@@ -14,12 +14,11 @@ import asyncio
 from typing import Any
 
 from runtime.asgi.types import Message, Receive
+from runtime.limits import BODY_S
 from runtime.status import Code, Status
 
 TICK_S = 0.1
 """How often the calls are looked at; one that is younger is left alone."""
-BODY_S = 60.0
-"""For the body of a call with one message, whatever its deadline; REST's own limit."""
 ASKED = 200
 """Calls that are asked about at a tick. A question costs some 30 us."""
 
