@@ -53,6 +53,7 @@ class Pouring:
         # The data section as it is: the CPU writes it where it belongs.
         self._place = buffer.numpy() if direct and self._runs == one else None
         self._check = check(spec.weights)
+        self._step = self._check.step
         self.ordered = self._check.ordered
         self._lock = threading.Lock()
         self.seconds = {"fetch": 0.0, "verify": 0.0, "copy": 0.0}
@@ -121,9 +122,10 @@ class Pouring:
                 self.seconds[name] += seconds
 
     def _stop(self, at: int, end: int) -> int:
-        """Where the step from `at` ends: with a slot's worth, so that no step goes
-        across the end of a chunk; and with the header, which has no place."""
-        stop = min(end, at - at % SLOT + SLOT)
+        """Where the step from `at` ends: with the header, which has no place; else with
+        a slot's worth, or with the chunk where no slot is needed."""
+        size = self._step if self._place is not None else SLOT
+        stop = min(end, at - at % size + size)
         return min(stop, self._data_start) if at < self._data_start else stop
 
     def _compare(self, at: int, landed: Array) -> None:

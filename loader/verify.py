@@ -11,7 +11,7 @@ from typing import Protocol
 
 from blake3 import blake3
 
-from loader.digest import Chunks
+from loader.digest import LARGEST, Chunks
 from loader.errors import ArtifactRefused
 from loader.manifest import FileRef
 
@@ -23,9 +23,11 @@ class Damaged(ArtifactRefused):
 
 class Check(Protocol):
     """`ordered`: bytes must come from the first to the last, in one thread at a time.
-    Else each chunk must, and several may come at once."""
+    Else each chunk must, and several may come at once. `step`: no update goes across a
+    multiple of it."""
 
     ordered: bool
+    step: int
 
     def update(self, at: int, data: memoryview) -> None:
         """The bytes from `at` of the file on; never across the end of a chunk."""
@@ -45,6 +47,8 @@ class Whole:
     """By one SHA-256."""
 
     ordered = True
+
+    step = LARGEST
 
     def __init__(self, file: FileRef) -> None:
         self._file = file
@@ -72,6 +76,7 @@ class ByChunk:
     ordered = False
 
     def __init__(self, file: FileRef, chunks: Chunks) -> None:
+        self.step = chunks.size
         self._file = file
         self._chunks = chunks
         self._open: dict[int, blake3] = {}
