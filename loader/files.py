@@ -44,8 +44,9 @@ class OpenFile:
             os.close(self.fd)
             self.fd = -1
 
-    def open_local(self, path: Path, file: FileRef) -> None:
-        """A file of a local store. Raises what a remote store would."""
+    def open_local(self, path: Path, file: FileRef, known: bytes = b"") -> None:
+        """A file of a local store. `known`: what its header will turn out to be, which
+        need not be read to know what goes where. Raises what a remote store would."""
         try:
             self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             seen = os.fstat(self.fd)
@@ -56,7 +57,7 @@ class OpenFile:
                     file.name,
                     f"has {seen.st_size} bytes, model.json says {file.size}",
                 )
-            self.header = _header(self.fd)
+            self.header = known or _header(self.fd)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise ArtifactRefused(file.name, "is missing from the store") from error
         except PermissionError as error:

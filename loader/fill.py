@@ -185,7 +185,7 @@ class Filler:
         """A small file that was here before: a thread is waited for only once."""
 
         def take(pouring: Pouring) -> None:
-            opened.open_local(path, spec.weights)
+            opened.open_local(path, spec.weights, known.header)
             pouring.file(opened.fd, 0, spec.weights.size)
 
         async def feed(pouring: Pouring) -> None:

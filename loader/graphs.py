@@ -36,10 +36,14 @@ class GraphShelf:
         self._read: LRUCache[str, Graph] = LRUCache(capacity)
         self._coming: dict[str, asyncio.Task[Graph]] = {}
 
+    def known(self, spec: ModelSpec) -> Graph | None:
+        """The graph of a model, if it was read before: nearly always."""
+        return self._read.get(spec.graph.sha256)
+
     async def get(self, spec: ModelSpec) -> Graph:
         """The graph of a model. Raises ArtifactRefused, StoreUnreachable."""
         digest = spec.graph.sha256
-        graph = self._read.get(digest)
+        graph = self.known(spec)
         if graph is not None:
             return graph
         task = self._coming.get(digest)

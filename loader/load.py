@@ -20,6 +20,7 @@ from loader.ahead import Ahead
 from loader.arena import ONE_SLAB, Block, rounded
 from loader.errors import StoreUnreachable
 from loader.fill import Filler
+from loader.graph import Graph
 from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.manifest import ModelSpec
@@ -158,23 +159,34 @@ class Loader:
         self.slabs.free(model.block)
 
     async def _load(self, spec: ModelSpec) -> Model:
+        graph = self._shelf.known(spec)
+        if graph is not None:
+            return self._bound(spec, graph, await self._filler.fill(spec))
         graph_task = asyncio.get_running_loop().create_task(self._shelf.get(spec))
         # If the weights fail first, nobody reads what became of the graph.
         graph_task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        filled: Filled | None = None
         try:
             filled = await self._filler.fill(spec)
-            graph = await graph_task
+            try:
+                graph = await graph_task
+            except BaseException:
+                self.slabs.free(filled.block)
+                raise
+        finally:
+            graph_task.cancel()  # a no-op when it is done
+        return self._bound(spec, graph, filled)
+
+    def _bound(self, spec: ModelSpec, graph: Graph, filled: Filled) -> Model:
+        """The graph over the block's bytes. Raises ArtifactRefused if they do not fit
+        each other; then the block is free."""
+        try:
             graph.check(spec)
             views = self._plans.views(filled.placed, graph)
             model = Model(spec, graph, views, filled, self._device)
             model.bind(self.slabs.buffer(filled.block))
         except BaseException:
-            if filled is not None:
-                self.slabs.free(filled.block)
+            self.slabs.free(filled.block)
             raise
-        finally:
-            graph_task.cancel()  # a no-op when it is done
         self._models[model.block] = model
         return model
 

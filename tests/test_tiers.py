@@ -583,19 +583,19 @@ async def test_a_damaged_file_is_dropped_and_fetched_again(
         assert (await bench.load("m")).tier == "disk"
 
 
-@pytest.mark.parametrize("kind", ["local", "disk"])
+@pytest.mark.parametrize(("kind", "first"), [("local", "preadv"), ("disk", "pread")])
 async def test_a_load_cancelled_while_a_file_is_opened_closes_it(
-    tmp_path, threads, monkeypatch, kind
+    tmp_path, threads, monkeypatch, kind, first
 ) -> None:
     store, cache = tmp_path / "store", tmp_path / "cache"
     tiny_models.linear(store, "m", 5)
     started, go_on = threading.Event(), threading.Event()
-    pread = os.pread
+    read = getattr(os, first)
 
     def slow(*args):
         started.set()
         go_on.wait(5)
-        return pread(*args)
+        return read(*args)
 
     with contextlib.ExitStack() as stack:
         spool = stack.enter_context(spooled(cache)) if kind == "disk" else None
@@ -606,7 +606,7 @@ async def test_a_load_cancelled_while_a_file_is_opened_closes_it(
         if spool is not None:
             spool.flush()
         before = set(os.listdir("/proc/self/fd"))
-        monkeypatch.setattr(os, "pread", slow)
+        monkeypatch.setattr(os, first, slow)
         task = asyncio.create_task(bench.load("m"))
         await asyncio.to_thread(started.wait, 5)
         task.cancel()
