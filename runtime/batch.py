@@ -121,10 +121,10 @@ class Batcher:
     def _here(self, model: Model, asked: Fitted) -> list[Part]:
         """Run a call that is known to be short on the event loop itself."""
         # Not the loop's clock: uvloop's has milliseconds, and stands still meanwhile.
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.thread_time()
         outcome = self._lanes.run_here(alone, model, asked)
-        seconds = time.perf_counter() - began
-        self._pace.told(model.graph.digest, asked.signature, asked.rows, seconds)
+        busy, seconds = time.thread_time() - busy, time.perf_counter() - began
+        self._pace.told(model.graph.digest, asked.signature, asked.rows, busy)
         self._witness(model, (0.0,), asked.rows, seconds)
         if isinstance(outcome, Exception):
             raise outcome
@@ -185,7 +185,7 @@ class Batcher:
             except Exception as error:  # noqa: BLE001 - the callers hear it
                 ended = Ended([error] * len(jobs), 0.0)
             self._finish(jobs, ended)
-            call.told(self._pace, self._witness, waits, ended.seconds)
+            call.told(self._pace, self._witness, waits, ended)
             return True
         lane = self._lanes.start(call.work)
         for job in jobs:
@@ -225,7 +225,7 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers hear it
             ended = Ended([error] * len(jobs), 0.0)
         self._finish(jobs, ended)
-        call.told(self._pace, self._witness, waits, ended.seconds)
+        call.told(self._pace, self._witness, waits, ended)
         self._start()
 
     def _finish(self, batch: Sequence[Job], ended: Ended) -> None:

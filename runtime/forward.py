@@ -31,23 +31,26 @@ Outcome = list[Part] | Exception
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What became of each request of a call, and the seconds it took."""
+    """What became of each request of a call, the seconds it took, and those of them
+    that its thread had a core (the others went to threads that wanted the interpreter,
+    or the machine elsewhere)."""
 
     outcomes: Sequence[Outcome]
     seconds: float
+    busy: float = 0.0
 
 
 def forward(model: Model, batch: Sequence[Fitted]) -> Ended:
     """One call for all; should it fail, one call each, so that one bad request (or a
     batch too large for the memory left) takes no other down with it."""
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.thread_time()
     outcomes: Sequence[Outcome]
     if len(batch) == 1:
         outcomes = [alone(model, batch[0])]
     else:
         # Not in the `except`: there the failed call's tensors would still be held.
         outcomes = _together(model, batch) or [alone(model, asked) for asked in batch]
-    return Ended(outcomes, time.perf_counter() - began)
+    return Ended(outcomes, time.perf_counter() - began, time.thread_time() - busy)
 
 
 def forward_across(
@@ -55,12 +58,12 @@ def forward_across(
 ) -> Ended:
     """One call for several models of one graph, each with as many rows; outcomes in the
     order of the batches. Should it fail, one call a request."""
-    began = time.perf_counter()
+    began, busy = time.perf_counter(), time.thread_time()
     outcomes: list[Outcome] = list(_across(call, models, batches))
     if not outcomes:
         for model, batch in zip(models, batches, strict=True):
             outcomes += [alone(model, asked) for asked in batch]
-    return Ended(outcomes, time.perf_counter() - began)
+    return Ended(outcomes, time.perf_counter() - began, time.thread_time() - busy)
 
 
 def _across(

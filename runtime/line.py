@@ -105,11 +105,11 @@ class Call:
         return pace.is_short(*self._shape(), len(self.jobs))
 
     def told(
-        self, pace: Pace, witness: Witness, waits: Sequence[float], seconds: float
+        self, pace: Pace, witness: Witness, waits: Sequence[float], ended: Ended
     ) -> None:
         """It ended. Of a shared call each model took its share."""
-        pace.told(*self._shape(), seconds)
-        share, at = seconds / len(self.lines), 0
+        pace.told(*self._shape(), ended.busy)
+        share, at = ended.seconds / len(self.lines), 0
         for line, batch in zip(self.lines, self.batches, strict=True):
             witness(line.model, waits[at : at + len(batch)], self.rows, share)
             at += len(batch)

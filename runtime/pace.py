@@ -9,7 +9,7 @@ Owns: the measured times and the bound. Must not: run anything.
 
 from runtime.conformance import Signature
 
-INLINE_S = 200e-6
+INLINE_S = 500e-6
 """What a call may hold the event loop up for: about what the loop spends on two
 requests anyway, so no other request's wait grows by more than that."""
 
