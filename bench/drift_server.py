@@ -7,8 +7,6 @@ calls it. Must not: set anything else.
 import argparse
 import asyncio
 
-from obstore.store import LocalStore
-
 from bench.storm import Far
 from runtime import compose, logs
 from runtime.sources import load
@@ -25,7 +23,7 @@ def main() -> int:
     logs.configure("json", "info")
     ports = {"device": "cpu", "grpc_port": 0, "http_port": 0}
     settings = load({**vars(options), **ports}, None, {})
-    far = Far(LocalStore(options.store), "file")
+    far = Far.open(options.store)
     return asyncio.run(compose.serve(settings, far))
 
 

@@ -27,6 +27,8 @@ from bisect import insort
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from loader.touched import Touched
+
 GRANULE = 256
 LARGEST_GRANULE = 2 << 20
 ONE_SLAB = 1 << 30
@@ -124,25 +126,33 @@ class Arena:
     def take(self, nbytes: int, group: str = "") -> Block | None:
         """A block of `rounded(nbytes)` in a hole, None if there is none large enough.
 
-        Beside a block of the same group if possible, so that a graph's models lie at
-        a constant stride; else in the smallest hole, lowest first.
+        Where memory is backed lazily, where the fewest bytes are touched for the first
+        time: the kernel clears each of these, which takes as long as reading them.
+        Then beside a block of the same group if possible, so that a graph's models lie
+        at a constant stride; else in the smallest hole, lowest first.
         """
         need = rounded(nbytes)
-        best: tuple[bool, int, Slab, int] | None = None
+        best: tuple[tuple[int, bool, int], Slab, int] | None = None
         for slab in self.slabs:
             starts = {b.start for b in slab.blocks if group and b.group == group}
             ends = {b.end for b in slab.blocks if group and b.group == group}
+            touched = Touched(slab.left) if self.lazy else None
             for start, end in slab.holes():
                 if end - start < need:
                     continue
                 after, before = start in ends, end in starts
+                at = end - need if before and not after else start
                 stranger = not (after or before)
-                if best is None or (stranger, end - start) < best[:2]:
-                    at = end - need if before and not after else start
-                    best = stranger, end - start, slab, at
+                fresh = 0
+                if touched is not None:
+                    fresh, spot = touched.spot(start, end, need, at)
+                    stranger, at = stranger or spot != at, spot
+                rank = fresh, stranger, end - start
+                if best is None or rank < best[0]:
+                    best = rank, slab, at
         if best is None:
             return None
-        block = Block(best[2], best[3], need, group)
+        block = Block(best[1], best[2], need, group)
         self._put(block)
         self.held += need
         return block

@@ -10,10 +10,8 @@ well as the platforms' own; they never appear in an error or a repr.
 import asyncio
 import os
 import re
-import stat
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +22,12 @@ from obstore import exceptions as faults
 from obstore.store import LocalStore, MemoryStore, from_url
 
 from loader.errors import StoreDenied, StoreUnreachable
+from loader.folder import Folder
 from loader.hosts import fence
+from loader.part import PIECE
+from loader.part import Changed as Changed
+from loader.part import Missing as Missing
+from loader.part import Part as Part
 from loader.store_options import client_options, s3_config
 
 if TYPE_CHECKING:
@@ -52,43 +55,16 @@ PATIENCE = 20.0
 """Seconds for a small object or a listing, retries included. A store that sends a byte
 now and then never runs into the time limit of a read."""
 
-DENIALS = (faults.PermissionDeniedError, faults.UnauthenticatedError)
+DENIALS = (faults.PermissionDeniedError, faults.UnauthenticatedError, PermissionError)
 DENIED_LISTING = re.compile(r"status code: 40[13]\b")
 """obstore says of a listing that was refused no more than this, in its text."""
-
-
-PIECE = 4 << 20
-"""Bytes that are handed on at a time, at least: while they are copied and hashed the
-next are on their way. With pieces of 1 MiB, handing them on cost a fifth more CPU time
-and won nothing, behind a link of 30 ms either."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A range of an object on its way, with what the store said of the whole.
-
-    `pieces` end where the range does or before; StoreUnreachable if the store sends
-    more. Close them: what was not taken is not fetched.
-    """
-
-    pieces: AsyncGenerator[memoryview, None]
-    size: int
-    etag: str | None
-
-
-class Missing(Exception):
-    """There is no object at that path. The caller knows what that means."""
-
-
-class Changed(Exception):
-    """The object is another one than when its first range was read."""
 
 
 class Store:
     """Objects below one URL. Every method may raise StoreUnreachable or StoreDenied."""
 
     def __init__(
-        self, backend: "ObjectStore", scheme: str, folder: Path | None = None
+        self, backend: "ObjectStore", scheme: str, folder: Folder | None = None
     ) -> None:
         self._backend = backend
         self.scheme = scheme
@@ -101,11 +77,11 @@ class Store:
         Raises ValueError, saying what to do, for a URL that is none of these.
         """
         if "://" not in url:
-            folder = Path(url).expanduser()
-            if not folder.is_dir():
+            root = Path(url).expanduser()
+            if not root.is_dir():
                 # Not repeated: a mistyped s3:/ URL may have a password in it.
                 raise ValueError("--store: there is no such folder")
-            return cls(LocalStore(folder), "file", folder.resolve())
+            return cls(LocalStore(root), "file", Folder(root.resolve()))
         scheme = urlsplit(url).scheme.lower()
         if scheme not in SCHEMES:
             raise ValueError(
@@ -139,7 +115,8 @@ class Store:
                 return await self._small(path, limit)
 
     async def _small(self, path: str, limit: int) -> bytes:
-        await self._check(path)
+        if self._folder is not None:
+            return await self._folder.small(path, limit)
         result = await obstore.get_async(self._backend, path)
         size = result.meta["size"]
         if size > limit:
@@ -154,8 +131,9 @@ class Store:
         options: GetOptions = {"range": (start, end)}
         if etag is not None:
             options["if_match"] = etag
-        await self._check(path)
         with translated():
+            if self._folder is not None:
+                return await self._folder.part(path, start, end, etag)
             result = await obstore.get_async(self._backend, path, options=options)
             meta = result.meta
         return Part(_pieces(result, end - start), meta["size"], meta["e_tag"])
@@ -163,22 +141,18 @@ class Store:
     def local(self, path: str) -> Path | None:
         """The object as a file that can be opened, where the store is a folder.
         Missing if it is not a plain file of that folder."""
-        return None if self._folder is None else plain_file(self._folder, path)
-
-    async def _check(self, path: str) -> None:
-        if self._folder is not None:
-            await asyncio.to_thread(plain_file, self._folder, path)
+        return None if self._folder is None else self._folder.find(path)
 
     async def put(self, path: str, data: bytes) -> None:
         """Write an object (packing and the demo; the server never writes)."""
         with translated():
             await obstore.put_async(self._backend, path, data)
 
-    async def children(self, folder: str) -> tuple[list[str], list[str]]:
-        """Names of the folders and of the objects directly below `folder`."""
+    async def children(self, below: str) -> tuple[list[str], list[str]]:
+        """Names of the folders and of the objects directly below `below`."""
         with translated():
             async with asyncio.timeout(PATIENCE):
-                found = await obstore.list_with_delimiter_async(self._backend, folder)
+                found = await obstore.list_with_delimiter_async(self._backend, below)
         folders = [prefix.rstrip("/").rsplit("/", 1)[-1]
                    for prefix in found["common_prefixes"]]  # fmt: skip
         objects = [meta["path"].rsplit("/", 1)[-1] for meta in found["objects"]]
@@ -209,44 +183,12 @@ async def _pieces(result: "GetResult", limit: int) -> AsyncGenerator[memoryview,
             yield memoryview(piece)
 
 
-def plain_file(folder: Path, path: str) -> Path:
-    """The file at `path` below `folder`, links followed.
-
-    Missing if that leads out of the folder, or to what is no plain file: a link to
-    another tenant's file or a FIFO is nobody's model. (Links that stay inside are how
-    Kubernetes mounts volumes.)
-    """
-    if _is_plain(folder, path):
-        return folder / path
-    found = Path(os.path.realpath(folder / path))
-    if not found.is_relative_to(folder) or not found.is_file():
-        raise Missing
-    return found
-
-
-def _is_plain(folder: Path, path: str) -> bool:
-    """True if no link is on the way from the folder, which has none itself, to a plain
-    file. Every load asks, on the event loop: three looks instead of all the way's."""
-    spot, mode = str(folder), 0
-    for part in path.split("/"):
-        if part in ("", ".", ".."):
-            return False
-        spot = f"{spot}/{part}"
-        try:
-            mode = os.lstat(spot).st_mode
-        except OSError:
-            return False
-        if stat.S_ISLNK(mode):
-            return False
-    return stat.S_ISREG(mode)
-
-
 @contextmanager
 def translated() -> Iterator[None]:
     """obstore's faults as ours; its texts (URLs, keys) stay in `__cause__`."""
     try:
         yield
-    except (FileNotFoundError, faults.NotFoundError) as error:
+    except (FileNotFoundError, NotADirectoryError, faults.NotFoundError) as error:
         raise Missing from error
     except faults.PreconditionError as error:
         raise Changed from error

@@ -26,12 +26,16 @@ NICE = 10
 def stand_back() -> None:
     """What a thread that loads does first: leave the cores to those who answer.
 
-    On Linux a thread has a priority of its own. It does not help against the
-    interpreter's lock (runtime/loading.py does); what loads cost a resident model is
-    measured by bench/storm.py.
+    On Linux a thread has a priority and a way of being scheduled of its own. A thread
+    of SCHED_BATCH does not push aside the one that has just woken it, which is the
+    event loop, often in the middle of an answer. Neither helps against the
+    interpreter's lock (runtime/loading.py does), and a lower rank than this would hurt:
+    a thread that is put aside while it has that lock keeps everybody waiting. What
+    loads cost a resident model is measured by bench/storm.py.
     """
     if sys.platform == "linux":
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 async def to_its_end(

@@ -20,6 +20,7 @@ from loader import spool as spool_module
 from loader.arena import GRANULE
 from loader.errors import ArtifactRefused, DeviceFull, LoadFailed, StoreUnreachable
 from loader.fill import keep
+from loader.folder import Folder
 from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.load import Loader
@@ -256,7 +257,7 @@ async def test_every_byte_arrives_whatever_way_it_goes(
     tiny_models.write(tmp_path / "m" / "1", made)
     remote = Bench(tmp_path, threads, memory=memory())
     local = Bench(tmp_path, threads, memory=memory())
-    local.store._folder = tmp_path
+    local.store._folder = Folder(tmp_path)
     for bench in (remote, local):
         model = await bench.load("m")
         buffer = bench.loader.slabs.buffer(model.block)
@@ -328,7 +329,7 @@ async def test_all_models_together_are_bounded(bench) -> None:
 
 @pytest.mark.parametrize("chunks", [False, True])
 async def test_a_local_file_that_is_wrong_is_refused(bench, chunks) -> None:
-    bench.store._folder = bench.folder
+    bench.store._folder = Folder(bench.folder)
     tiny_models.linear(bench.folder, "m", 1, chunks=chunks)
     spec = bench.spec("m")
     path = bench.folder / "m" / "1" / "model.safetensors"
@@ -357,7 +358,7 @@ async def test_a_header_that_changed_since_it_was_read_places_nothing(
 ) -> None:
     """Where the bytes go was said by a header that came before them. Whatever becomes
     of the file meanwhile, bytes that verify never lie where another header put them."""
-    bench.store._folder = bench.folder
+    bench.store._folder = Folder(bench.folder)
     header = files._header
     tiny_models.linear(bench.folder, "m", 1, extra=CHUNK, chunks=chunks)
 
@@ -375,7 +376,7 @@ async def test_a_file_that_was_here_before_is_verified_all_the_same(
     bench, chunks
 ) -> None:
     """What is remembered of it is where its bytes go, not that they are right."""
-    bench.store._folder = bench.folder
+    bench.store._folder = Folder(bench.folder)
     tiny_models.linear(bench.folder, "m", 1, chunks=chunks)
     spec = bench.spec("m")
     path = bench.folder / "m" / "1" / "model.safetensors"
@@ -601,7 +602,7 @@ async def test_a_load_cancelled_while_a_file_is_opened_closes_it(
         spool = stack.enter_context(spooled(cache)) if kind == "disk" else None
         bench = Bench(store, threads, spool=spool)
         if spool is None:
-            bench.store._folder = store
+            bench.store._folder = Folder(store)
         await bench.loader.unload(await bench.load("m"))
         if spool is not None:
             spool.flush()
