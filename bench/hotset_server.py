@@ -6,10 +6,11 @@ calls it. Must not: set anything else.
 
 import argparse
 import asyncio
+import os
 
 import uvloop
 
-from runtime import compose, logs
+from runtime import logs, poller
 from runtime.sources import load
 
 
@@ -19,6 +20,9 @@ def main() -> int:
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), required=True)
     parser.add_argument("--store", required=True)
     options = parser.parse_args()
+    poller.spare_a_hop(os.environ)
+    from runtime import compose  # only now: it imports grpc
+
     logs.configure("json", "info")
     flags = {"store": options.store, "device": "cpu", "grpc_port": 0, "http_port": 0}
     settings = load(flags)

@@ -9,12 +9,15 @@ leave: left out, newcomers would be safer here than in the real cache, and an ex
 that wastes them would look better than it is. Small caches are scanned each time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from eviction.policy import Policy
 
 EXACT_BELOW = 32
 """Residents per eviction that one scan serves: a sixteenth of them at most leave."""
+
+Request = tuple[str, float, bool]
+"""What a policy is told of one: model, now, whether the real cache has it."""
 
 
 class Shadow:
@@ -38,11 +41,23 @@ class Shadow:
     def request(self, model: str, now: float) -> bool:
         """Whether the shadow has it."""
         resident = model in self._resident
-        if resident:
+        if resident and self._queue:
             self._used.add(model)
         if not self._told:
             self.policy.on_request(model, now, resident)
         return resident
+
+    def has(self, models: Set[str]) -> bool:
+        """Whether a request for none of them would be a miss."""
+        return self._resident.keys() >= models
+
+    def hit(self, requests: Sequence[Request], models: Set[str]) -> None:
+        """`request` for each of them; it `has` all their models."""
+        if self._queue:
+            self._used |= models
+        if not self._told:
+            for model, now, _ in requests:
+                self.policy.on_request(model, now, True)
 
     def load(
         self, model: str, nbytes: int, reload_s: float, now: float, budget: int | None

@@ -21,14 +21,14 @@ that was held lately is taken for it.
 Owns: the bills and the shadows. Must not: choose the real victims (eviction/plan.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from eviction.blend import Blend
 from eviction.gds import Gds
 from eviction.gdsf import Gdsf
 from eviction.rate import Steady
-from eviction.shadow import Shadow
+from eviction.shadow import Request, Shadow
 
 MEMORY = 10.0
 """Half-life of a bill, in requests per known model."""
@@ -38,6 +38,11 @@ LEAD = 0.02
 
 SEASON = 2000
 """Evictions after which an old maximum is let go: a budget may shrink."""
+
+BUNDLE = 32
+"""Requests that are told together: eight experts told of one request, between what else
+a server does, spend more on finding their data than on writing it. Nobody asks them in
+between, so no answer is another."""
 
 _JUDGE_EVERY = 256
 _RESCALE_AT = 2.0**60
@@ -74,17 +79,48 @@ class Tournament:
         self._budget = _Budget()
         self._unit = 1.0  # what a second of reloading adds to a bill now
         self._until_judged = _JUDGE_EVERY
+        self._heard: list[Request] = []
 
     def __repr__(self) -> str:
+        self._tell()
         bills = ", ".join(f"{s.name} {s.bill / self._unit:.3g}" for s in self._shadows)
         return f"<Tournament led by {self._leader.name}: {bills}>"
 
     @property
     def leader(self) -> str:
         """Whose density it is at present."""
+        self._tell()
         return self._leader.name
 
     def on_request(self, model: str, now: float, resident: bool) -> None:
+        """Heard now, and told when it matters or when there is a bundle."""
+        self._heard.append((model, now, resident))
+        if len(self._heard) == BUNDLE:
+            self._tell()
+
+    def _tell(self) -> None:
+        """What was heard, in its order."""
+        heard, self._heard = self._heard, []
+        models = {model for model, _, _ in heard}
+        if all(shadow.has(models) for shadow in self._shadows):
+            self._hit(heard, models)
+            return
+        for model, now, resident in heard:
+            self._requested(model, now, resident)
+
+    def _hit(self, heard: Sequence[Request], models: Set[str]) -> None:
+        """Nobody misses, so nobody pays, and one expert need not wait for the other."""
+        for model, now, resident in heard:
+            self._blend.on_request(model, now, resident)
+        for shadow in self._shadows:
+            shadow.hit(heard, models)
+        self._until_judged -= len(heard)
+        while self._until_judged <= 0:
+            late = self._until_judged
+            self._judge()
+            self._until_judged += late
+
+    def _requested(self, model: str, now: float, resident: bool) -> None:
         """Every expert is told; whose shadow misses, pays."""
         self._blend.on_request(model, now, resident)
         facts = self._facts.get(model)
@@ -99,6 +135,7 @@ class Tournament:
 
     def on_load(self, model: str, nbytes: int, seconds: float, now: float) -> None:
         """The real load tells size and cost; shadows that could not load it do now."""
+        self._tell()
         before = self._facts.get(model)
         if before is not None and before.resident:
             self._budget.left(before.nbytes)
@@ -110,6 +147,7 @@ class Tournament:
 
     def on_evict(self, model: str, now: float) -> None:
         """Only the real cache lost it; the shadows evict for themselves."""
+        self._tell()
         self._blend.on_evict(model, now)
         facts = self._facts.get(model)
         if facts is not None and facts.resident:
@@ -118,6 +156,7 @@ class Tournament:
 
     def forget(self, model: str) -> None:
         """By everyone."""
+        self._tell()
         facts = self._facts.pop(model, None)
         if facts is not None and facts.resident:
             self._budget.left(facts.nbytes)
@@ -129,6 +168,7 @@ class Tournament:
         self, models: Sequence[str], now: float, reload_s: Sequence[float]
     ) -> Sequence[float]:
         """The leader's."""
+        self._tell()
         return self._leader.policy.density(models, now, reload_s)
 
     def _judge(self) -> None:

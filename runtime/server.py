@@ -18,11 +18,10 @@ from types import TracebackType
 
 import grpc
 import structlog
-from google.protobuf.message import Message
 
+from runtime.border import ErrorBorder
 from runtime.engine import Engine
 from runtime.health import Health
-from runtime.interceptor import ErrorBorder
 from runtime.limits import (
     ABSOLUTE_MAX_METADATA,
     CONNECTION_AGE_S,
@@ -36,7 +35,7 @@ from runtime.limits import (
     QUIET_S,
 )
 from runtime.limits import Options as Options
-from runtime.methods import Method, Service
+from runtime.methods import Service
 from runtime.ports import CannotListen as CannotListen
 from runtime.services import services_of
 from runtime.status import Code
@@ -147,8 +146,8 @@ async def start(
     options = options or Options()
     answering = services_of(engine, options, services)
     border = ErrorBorder(on_end)
-    server = grpc.aio.server(interceptors=[border], options=_channel_arguments(options))
-    handlers = [_handlers(service) for service in answering.all]
+    server = grpc.aio.server(options=_channel_arguments(options))
+    handlers = [_handlers(service, border) for service in answering.all]
     server.add_generic_rpc_handlers(handlers)
     serving = Serving(server, engine, answering.health, border, options.grace)
     serving.port = _listen(server, address)
@@ -175,25 +174,11 @@ def _dialled(address: str, port: int) -> str:
     return f"{host}:{port}"
 
 
-def _handlers(service: Service) -> grpc.GenericRpcHandler:
-    return grpc.method_handlers_generic_handler(
-        service.name, {method.name: _handler(method) for method in service.methods}
-    )
-
-
-def _handler(method: Method) -> "grpc.RpcMethodHandler[Message, Message]":
-    make: Callable[..., grpc.RpcMethodHandler[Message, Message]]
-    if not method.gives_stream:
-        make = grpc.unary_unary_rpc_method_handler
-    elif method.takes_stream:
-        make = grpc.stream_stream_rpc_method_handler
-    else:
-        make = grpc.unary_stream_rpc_method_handler
-    return make(
-        method.function,
-        request_deserializer=method.request.FromString,
-        response_serializer=method.response.SerializeToString,
-    )
+def _handlers(service: Service, border: ErrorBorder) -> grpc.GenericRpcHandler:
+    made = {
+        method.name: border.handler(service.name, method) for method in service.methods
+    }
+    return grpc.method_handlers_generic_handler(service.name, made)
 
 
 def _channel_arguments(options: Options) -> list[tuple[str, int]]:

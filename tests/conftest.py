@@ -1,13 +1,19 @@
 """What every test has: quiet logs, one thread a torch call, and no GPU by accident."""
 
+import os
+
 import pytest
 import structlog
 import torch
 from hypothesis import settings
 
+from runtime import poller
 from tests.object_store import azure, azurite_server, s3, seaweed_server  # noqa: F401
 
 torch.set_num_threads(1)
+
+# Servers in the tests' own process read their sockets as `hotset serve` does.
+poller.spare_a_hop(os.environ)
 
 # Nor a deadline an example: a busy machine is no failure.
 settings.register_profile("untimed", deadline=None)

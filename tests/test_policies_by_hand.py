@@ -305,6 +305,21 @@ def test_the_tournament_follows_whoever_pays_least() -> None:
     assert misses < 6000
 
 
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from(MODELS), min_size=300, max_size=900))
+def test_what_is_told_in_bundles_is_what_is_told_at_once(story) -> None:
+    bundled, prompt = Tournament(), Tournament()
+    on_request = prompt.on_request
+
+    def at_once(model: str, now: float, resident: bool) -> None:
+        on_request(model, now, resident)
+        prompt._tell()
+
+    prompt.on_request = at_once  # type: ignore[method-assign]
+    assert replayed(bundled, story) == replayed(prompt, story)
+    assert repr(bundled) == repr(prompt)
+
+
 def test_the_default_is_among_the_named() -> None:
     assert DEFAULT in POLICIES
     assert set(POLICIES) >= {"lru", "gds", "gdsf", "rate", "lhd", "tournament"}

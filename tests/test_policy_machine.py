@@ -275,6 +275,7 @@ class TournamentCache(Cache):
 
     @invariant()
     def answers_are_the_truth(self) -> None:
+        self.policy._tell()
         bills = {s.name: s.bill / self.policy._unit for s in self.policy._shadows}
         assert bills == pytest.approx({e.name: e.bill for e in self.model.experts})
         assert self.policy.leader == self.model.leader.name

@@ -1,7 +1,7 @@
 """How a call ends when it does not end well.
 
 Owns: the one border between what a call raises and what its caller is told, as
-runtime/interceptor.py is for grpc.aio. Must not: decide codes or texts
+runtime/border.py is for grpc.aio. Must not: decide codes or texts
 (runtime/status.py), or raise.
 """
 

@@ -6,6 +6,7 @@ a setting does (runtime/compose.py).
 
 import asyncio
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ from typing import Annotated
 import typer
 from pydantic.fields import FieldInfo
 
+from runtime import poller
 from runtime.commands import Failed
 from runtime.config import Settings
 from runtime.sources import (
@@ -54,6 +56,7 @@ def serve(config: Path | None = None, **flags: str | bool | None) -> int:
         if settings.frontends:
             raise typer.BadParameter("--frontends works with --frontend grpcio only")
         return _become_envoy(settings, given, config)
+    poller.spare_a_hop(os.environ)
     if settings.frontends:
         return _watch_over(settings, values(given, config))
     return _run(settings)

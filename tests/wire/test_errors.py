@@ -4,7 +4,6 @@ import asyncio
 import random
 import re
 import string
-from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -20,6 +19,7 @@ from loader.errors import (
     StoreUnreachable,
 )
 from protos import open_inference_pb2 as pb
+from runtime.border import ErrorBorder
 from runtime.errors import (
     BackingOff,
     BadRequest,
@@ -29,7 +29,7 @@ from runtime.errors import (
     QueueFull,
     TooLarge,
 )
-from runtime.interceptor import ErrorBorder
+from runtime.methods import Method
 
 SERVICE = "/inference.GRPCInferenceService"
 
@@ -359,12 +359,12 @@ async def test_whom_nobody_can_tell_any_more_is_no_error_of_ours():
     async def late(request, call):
         raise DeadlinePassed("the deadline passed while the request waited")
 
-    async def method(details):
-        return grpc.unary_unary_rpc_method_handler(late, bytes, bytes)
-
+    method = Method(
+        "B", pb.ServerLiveRequest, pb.ServerLiveResponse, late, False, False
+    )
     ended = []
     border = ErrorBorder(lambda method, code: ended.append(code.name))
-    handler = await border.intercept_service(method, SimpleNamespace(method="/a/B"))
+    handler = border.handler("a", method)
     with pytest.raises(asyncio.CancelledError):
         await handler.unary_unary(b"", Gone())
     assert ended == ["DEADLINE_EXCEEDED"]

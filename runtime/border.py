@@ -12,7 +12,7 @@ and must (grpc #43360: a handler that returns normally instead leaks its call).
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, TypeAlias
 
@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from runtime.errors import BadRequest
 from runtime.failures import forget_frames
+from runtime.methods import Method
 from runtime.status import DETAILS_KEY, Code, answer_to
 
 # Any: grpc's own signatures are generic over messages that nobody here looks into.
@@ -32,54 +33,45 @@ _OnEnd = Callable[[str, Code], None]
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-class ErrorBorder(grpc.aio.ServerInterceptor):
-    """Wraps every method of every service once; calls then find it in a dict.
+class ErrorBorder:
+    """Makes the handlers of all methods. `on_end` is told how each call ended: its
+    method's path and code.
 
-    `on_end` is told how each call ended: its method's path and code.
+    No interceptor of grpc's: those are asked anew for every call, which takes two more
+    coroutines to find the handler that was found before.
     """
 
     def __init__(self, on_end: _OnEnd = lambda method, code: None) -> None:
-        self._wrapped: dict[str, _Handler] = {}
         self._on_end = on_end
         self.calls = 0
         """Calls that have arrived, of any kind."""
 
-    async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Any:
-        self.calls += 1
-        method = handler_call_details.method
-        wrapped = self._wrapped.get(method)
-        if wrapped is None:
-            bare = await continuation(handler_call_details)
-            if bare is None:
-                return None  # unknown: grpc answers UNIMPLEMENTED, nothing is kept
-            wrapped = self._wrapped[method] = self._wrap(method, bare)
-        return wrapped
-
-    def _wrap(self, method: str, bare: Any) -> _Handler:
-        border = _Border(method, bare, self._on_end)
-        if bare.unary_unary:
+    def handler(self, service: str, method: Method) -> _Handler:
+        """What grpc calls for a method; all of it takes and gives bytes."""
+        border = _Border(self, f"/{service}/{method.name}", method, self._on_end)
+        if not method.gives_stream:
             return grpc.unary_unary_rpc_method_handler(border.unary)
-        if bare.unary_stream:
+        if not method.takes_stream:
             return grpc.unary_stream_rpc_method_handler(border.stream)
-        assert bare.stream_stream, f"{method} has a shape nobody serves. This is a bug."
         return grpc.stream_stream_rpc_method_handler(border.stream)
 
 
 class _Border:
     """One method, with bytes on both sides and no way out for an exception."""
 
-    def __init__(self, method: str, bare: Any, on_end: _OnEnd) -> None:
-        self._method = method
-        self._function = bare.unary_unary or bare.unary_stream or bare.stream_stream
-        self._deserialize: _Parse = bare.request_deserializer
-        self._serialize: Callable[[Any], bytes] = bare.response_serializer
+    def __init__(
+        self, whole: ErrorBorder, path: str, method: Method, on_end: _OnEnd
+    ) -> None:
+        self._whole = whole
+        self._method = path
+        # Any: the method's own messages; its descriptor has paired them.
+        self._function: Callable[..., Any] = method.function
+        self._deserialize: _Parse = method.request.FromString
+        self._serialize: Callable[[Any], bytes] = method.response.SerializeToString
         self._on_end = on_end
 
     async def unary(self, raw: bytes, context: _Context) -> bytes:
+        self._whole.calls += 1
         try:
             reply = self._serialize(await self._function(self._parse(raw), context))
         except asyncio.CancelledError:
@@ -94,6 +86,7 @@ class _Border:
     async def stream(
         self, raw: bytes | AsyncIterator[bytes], context: _Context
     ) -> AsyncIterator[bytes]:
+        self._whole.calls += 1
         try:
             request = self._parse(raw) if isinstance(raw, bytes) else self._each(raw)
             async with aclosing(self._function(request, context)) as replies:
