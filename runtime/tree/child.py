@@ -19,7 +19,8 @@ from runtime.tree.lives import Lives
 
 log = structlog.get_logger()
 
-Role = Literal["engine", "front"]
+Role = Literal["engine", "front", "envoy"]
+"""`envoy`: a front end that becomes Envoy."""
 
 
 class Child:
