@@ -9,7 +9,7 @@ import socket
 
 import structlog
 
-from runtime import logs
+from runtime import collector, logs
 from runtime.config import Settings
 from runtime.envoy.serving import serving_of
 from runtime.envoy.stage import Stage, first
@@ -27,7 +27,7 @@ async def serve(stage: Stage, control: int) -> int:
     settings = Settings.model_validate(begin.values)
     logs.configure(settings.log_format, settings.log_level)
     remote = engine_for(member, settings, requests)
-    with contextlib.closing(remote):
+    with collector.settled(), contextlib.closing(remote):
         serving = serving_of(settings, remote, remote, stage.admin)
         stage.open(serving.app)
         addresses = await stage.listening()
