@@ -9,11 +9,9 @@ import torch or grpc, see a request, or wait for a child that does not answer.
 """
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
-import tempfile
 from collections.abc import Coroutine, Mapping, Sequence
 
 import structlog
@@ -21,7 +19,7 @@ import structlog
 from loader.estate_files import estate_files
 from runtime.config import Settings
 from runtime.link.memory import anonymous
-from runtime.tree.child import Child, Role, Slot, leave
+from runtime.tree.child import Child, Role, Slot, folder_for, leave
 from runtime.tree.control import (
     Begin,
     Meet,
@@ -181,7 +179,7 @@ class Supervisor:
 
     async def _front_end(self, slot: "Slot") -> tuple[Child, int]:
         """One life, and how it ended."""
-        with self._folder() as folder:
+        with folder_for(self._front) as folder:
             slot.requests = self._memory(f"requests-{slot.number}")
             front = slot.child = self._child(self._front, slot.number)
             begin = Begin(self._values, folder)
@@ -189,12 +187,6 @@ class Supervisor:
             code = await front.ended
             os.close(slot.requests)
             return front, code
-
-    def _folder(self) -> contextlib.AbstractContextManager[str]:
-        """For an Envoy's files, which it cannot remove if it is killed."""
-        if self._front != "envoy":
-            return contextlib.nullcontext("")
-        return tempfile.TemporaryDirectory(prefix="hotset-", ignore_cleanup_errors=True)
 
     def _memory(self, name: str) -> int:
         return anonymous(f"hotset-{name}", IN_FLIGHT * self._settings.max_message)
