@@ -150,6 +150,20 @@ async def test_an_engine_without_links_may_leave_by_itself_at_the_end(
     closed(watching)
 
 
+async def test_nobody_is_introduced_to_the_dead() -> None:
+    """A descriptor that was closed with it may be another's by now."""
+    watching = supervising(frontends=1)
+    (slot,) = watching._slots
+    engine, dead = (Fleeting(role, None, None) for role in ("engine", "front"))
+    engine.up = dead.up = True
+    watching._engine, slot.child = engine, dead
+    told = []
+    engine.say = lambda message, fds=(): told.append(message)
+    watching._introduce(slot)
+    assert told == []
+    closed(watching)
+
+
 def supervising(**settings) -> Supervisor:
     """A supervisor that has started nobody."""
     found = Settings(store="memory://", grpc_port=0, http_port=0, **settings)

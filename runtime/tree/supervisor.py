@@ -196,6 +196,8 @@ class Supervisor:
         engine, front = self._engine, slot.child
         if engine is None or front is None or not (engine.up and front.up):
             return
+        if not front.alive:  # its requests' memory is gone, and it has no successor yet
+            return
         one, other = socket.socketpair()
         answers = self._memory(f"answers-{slot.number}")
         with one, other:
