@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import grpc
 import psutil
@@ -35,10 +36,12 @@ from bench.process import Server, hotset, servers
 from bench.result import Figure, console, finish, parser
 from bench.right import is_right
 from bench.traffic import request
+from runtime.config import Frontend
 
 EPILOG = """examples:
   python -m bench.kill --quick
   python -m bench.kill                     about 4 minutes: 20 kills, 5 hangs
+  python -m bench.kill --frontend envoy --tag envoy
   python -m bench.kill --frontends 4 --callers 32"""
 
 CALLERS = 8
@@ -182,7 +185,8 @@ def measure(options: argparse.Namespace) -> list[Course]:
         bar = progress.add_task("making models", total=options.models)
         fleet = make(Path(folder), options.models, lambda: progress.advance(bar))
         bar = progress.add_task("ends", total=options.kills + options.hangs)
-        flags = ["--frontends", str(options.frontends)]
+        flags = ["--frontend", options.frontend]
+        flags += ["--frontends", str(options.frontends)]
         flags += ["--predict-timeout", str(PREDICT_TIMEOUT_S)]
         command = hotset(Path(folder) / STORE, *flags)
         with servers([("tree", command)], Path(folder)) as (server,):
@@ -228,6 +232,8 @@ def read_options() -> argparse.Namespace:
     made.add_argument("--hangs", type=int, metavar="N", help="Default: 5, quick 1")
     made.add_argument("--apart", type=float, metavar="SECONDS",
                       help="between two of them. Default: 6, quick 3")  # fmt: skip
+    made.add_argument("--frontend", choices=get_args(Frontend), default="grpcio",
+                      help="what the callers talk to. Default: grpcio")  # fmt: skip
     made.add_argument("--frontends", type=int, default=1, metavar="N",
                       help="Default: 1")  # fmt: skip
     made.add_argument("--callers", type=int, default=CALLERS, metavar="N",

@@ -1,12 +1,12 @@
 """What both front ends hold their callers to, and what an operator may set of it.
 
-Owns: those numbers, each with its reason, and `Options`. Must not: enforce any: each
-front end does, in its own way.
+Owns: those numbers, each with its reason, and `Options`. Must not: enforce any (each
+front end does, in its own way), or import what takes time: who only writes
+Envoy's configuration reads it too.
 """
 
 from dataclasses import dataclass
-
-from runtime.service import Readiness
+from typing import Literal
 
 MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 """A request or answer. grpc's own 4 MiB is a batch of seven images."""
@@ -37,6 +37,12 @@ once the engine is drained or the grace is over."""
 
 QUIET_S = 0.1
 """So long without a new call, and the listener may go."""
+
+
+Readiness = Literal["servable", "resident"]
+"""What ModelReady means. A cold model is ready when a request would load it
+("servable"), or only once it is in memory ("resident", as Triton has it; a probe that
+waits for that may wait for ever)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,20 +8,15 @@ has all of it. The repository's methods are in runtime/repository.py.
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed_version
-from typing import Literal
 
 from loader.errors import ModelNotFound
 from protos import open_inference_pb2 as pb
 from runtime.call import Call, deadline_of
 from runtime.engine import Engine
+from runtime.limits import Readiness
 from runtime.logs import about
 from runtime.status import Status, answer_to
 from runtime.wire import MAX_ANSWER, check_address, decode, encode, wants_raw
-
-Readiness = Literal["servable", "resident"]
-"""What ModelReady means. A cold model is ready when a request would load it
-("servable"), or only once it is in memory ("resident", as Triton has it; a probe that
-waits for that may wait for ever)."""
 
 PLATFORM = "hotset"
 

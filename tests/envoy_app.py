@@ -1,10 +1,12 @@
 """A fake engine inside a real Envoy, steered from the test's process over a socket.
 
 Owns: what runs in Envoy; its other side is tests/envoy_process.py. Each `begin` makes a
-new engine and a new Serving in the same Envoy, which takes seconds to start.
+new engine and a new Serving in the same Envoy, which takes seconds to start; between
+the two, if that is wanted, the seam of engines that are apart (runtime/link).
 """
 
 import asyncio
+import contextlib
 import io
 import os
 import pickle
@@ -18,6 +20,7 @@ from runtime.envoy.stage import Stage, Staged
 from runtime.limits import Options
 from runtime.metrics import Metrics
 from runtime.rest import ServerInfo, application
+from tests.apart import apart
 from tests.fake_engine import FakeEngine
 
 SOCKET = "HOTSET_TEST_CONTROL"
@@ -51,25 +54,31 @@ class Theatre:
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
         self._serving: Serving | None = None
-        self.engine = FakeEngine()
+        self._between = contextlib.AsyncExitStack()
+        self.engine = self._seam = FakeEngine()
         self.ends: list = []
         self.code = 0
 
     async def __call__(self, scope, receive, send) -> None:
         await self._serving.app(scope, receive, send)
 
-    async def begin(self, options: Options) -> None:
+    async def begin(self, options: Options, is_apart: bool = False) -> None:
+        await self._between.aclose()
         self.engine, self.ends = FakeEngine(), []
+        self._seam = self.engine
+        if is_apart:
+            between = apart(self.engine)
+            self._seam, _ = await self._between.enter_async_context(between)
         vigil = self.vigil = Vigil()
         rest = application(
-            self.engine,
+            self._seam,
             Metrics(Counts(10), "0"),
             ServerInfo("hotset", "0"),
             options.max_message_bytes,
             vigil,
         )
         self._serving = Serving(
-            self.engine,
+            self._seam,
             rest,
             vigil,
             self._stage.admin,
@@ -97,6 +106,9 @@ class Theatre:
 
     async def put(self, name: str, value) -> None:
         setattr(self.engine, name, value)
+        if name == "ready":
+            while self._seam.ready != value:  # noqa: ASYNC110 - it is told in a moment
+                await asyncio.sleep(0)
 
     async def hold(self, free: bool) -> None:
         (self.engine.hold.set if free else self.engine.hold.clear)()
@@ -121,6 +133,7 @@ async def program(stage: Stage) -> int:
         told = Path(os.environ[SOCKET] + ".address")
         told.write_text(addresses[0])  # noqa: ASYNC240 - a dozen bytes
         await stage.told.wait()
+    await theatre.begin(Options())  # without a seam: let go of the last one
     return theatre.code
 
 

@@ -197,6 +197,6 @@ class Envoys:
             assert self._idle.end() == 0, self._idle.log.read_text()
 
 
-def begin(engine: RemoteEngine, options: Options) -> EnvoyServing:
-    engine.envoy.ask("begin", options)
+def begin(engine: RemoteEngine, options: Options, is_apart: bool) -> EnvoyServing:
+    engine.envoy.ask("begin", options, is_apart)
     return EnvoyServing(engine)

@@ -285,6 +285,21 @@ def test_what_fails_inside_is_one_line_too(store):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("frontends", ["0", "1"])
+def test_a_port_of_ones_own_that_is_taken_ends_it(store, tmp_path, frontends):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        path = tmp_path / "envoy.json"
+        port = taken.getsockname()[1]
+        path.write_text(json.dumps(bootstrap("127.0.0.1", port, 0)))
+        flags = ("--envoy-config", str(path), "--frontends", frontends)
+        done = run_serve("--store", str(store), "--device", "cpu", *flags)
+    assert done.returncode == 1
+    assert f"cannot bind '127.0.0.1:{port}': Address already in use" in done.stderr
+    assert "hotset serve: Envoy does not listen" in done.stderr
+
+
 async def test_nothing_secret_is_on_the_command_line_or_left_behind(
     store, tmp_path, monkeypatch
 ):

@@ -11,19 +11,40 @@ from pathlib import Path
 from typing import ClassVar
 
 import grpc
+import httpx
+import msgspec
 import numpy as np
 import psutil
 import pytest
 
 from runtime.config import Settings
+from runtime.envoy.bootstrap import bootstrap
+from runtime.link.memory import anonymous
 from runtime.ports import CannotListen, listener, shared
-from runtime.tree import supervisor
-from runtime.tree.control import LARGEST, Residents, fitting
+from runtime.tree import front, supervisor
+from runtime.tree.control import (
+    LARGEST,
+    Beat,
+    Begin,
+    Control,
+    Residents,
+    Up,
+    first_of,
+    fitting,
+)
 from runtime.tree.cores import Cores
 from runtime.tree.lives import SHORT_S, TRUSTED, WAITS_S, Lives, reason_of
+from runtime.tree.member import Member
+from runtime.tree.ports import Ports
 from runtime.tree.supervisor import Supervisor
 from tests import tiny_models
-from tests.server_process import channel_to, request_for, serving
+from tests.server_process import (
+    FRONTENDS,
+    channel_to,
+    request_for,
+    serving,
+    skip_without,
+)
 
 ONES = np.ones((1, 4), np.float32).tobytes()
 MODELS = 12
@@ -129,6 +150,20 @@ async def test_an_engine_without_links_may_leave_by_itself_at_the_end(
     closed(watching)
 
 
+async def test_nobody_is_introduced_to_the_dead() -> None:
+    """A descriptor that was closed with it may be another's by now."""
+    watching = supervising(frontends=1)
+    (slot,) = watching._slots
+    engine, dead = (Fleeting(role, None, None) for role in ("engine", "front"))
+    engine.up = dead.up = True
+    watching._engine, slot.child = engine, dead
+    told = []
+    engine.say = lambda message, fds=(): told.append(message)
+    watching._introduce(slot)
+    assert told == []
+    closed(watching)
+
+
 def supervising(**settings) -> Supervisor:
     """A supervisor that has started nobody."""
     found = Settings(store="memory://", grpc_port=0, http_port=0, **settings)
@@ -136,8 +171,7 @@ def supervising(**settings) -> Supervisor:
 
 
 def closed(watching: Supervisor) -> None:
-    watching._grpc.close()
-    watching._http.close()
+    watching._ports.close()
 
 
 def test_a_message_takes_as_many_residents_as_fit() -> None:
@@ -166,7 +200,74 @@ def test_a_shared_port_is_shared_with_ours_only() -> None:
             one.close()
 
 
+@pytest.mark.parametrize(
+    ("flags", "taken", "handed"),
+    [
+        ({"frontend": "grpcio"}, {"grpc", "http"}, 1),
+        ({"frontend": "envoy"}, {"grpc", "http"}, 0),
+        # Which ports it has, only Envoy knows.
+        ({"frontend": "envoy", "envoy_config": "edge.yaml"}, set(), 0),
+    ],
+)
+def test_the_ports_of_a_server(flags, taken, handed) -> None:
+    settings = Settings(host="::1", grpc_port=0, http_port=0, **flags)
+    with contextlib.closing(Ports(settings)) as ports:
+        assert set(ports.addresses) == taken
+        assert ports.addresses == {
+            name: f"[::1]:{ports.settings[f'{name}_port']}" for name in taken
+        }
+        assert len(ports.handed) == handed
+
+
+async def test_the_first_message_can_be_looked_at_and_is_not_taken() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    begin, heard = Begin({"store": "memory://"}), asyncio.Future()
+    with theirs, ours:
+        file = anonymous("sent", 1)
+        socket.send_fds(ours, [msgspec.msgpack.encode(begin)], [file])
+        os.close(file)
+        before = len(os.listdir("/proc/self/fd"))
+        assert first_of(theirs) == begin
+        assert len(os.listdir("/proc/self/fd")) == before
+        control = Control(theirs, lambda *said: heard.set_result(said), lambda: None)
+        message, (fd,) = await heard
+        assert message == begin
+        os.close(fd)
+        control.close()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        ours.close()
+        assert first_of(theirs) is None
+
+
+async def test_a_front_end_that_drains_is_not_silent() -> None:
+    """Or it would be taken for hung before its grace is over."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    heard: list = []
+    control = Control(ours, lambda message, _: heard.append(message), lambda: None)
+    member = Member(theirs)
+    settings = Settings(store="memory://", grpc_port=0, predict_timeout=0.04)
+    fds = [anonymous("requests", 1 << 16), listener("127.0.0.1", 0).detach()]
+    running = asyncio.create_task(front.run(member, Begin({}), settings, fds))
+    while Up() not in heard:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    member.told_to_stop.set()
+    control.drain()
+    heard.clear()
+    await running
+    control.drain()
+    assert Beat() in heard
+    member._control.close()
+    control.close()
+
+
 # ---- real processes -----------------------------------------------------------------
+
+
+@pytest.fixture(params=FRONTENDS)
+def frontend(request):
+    skip_without(request.param)
+    return request.param
 
 
 def slow_files() -> dict[str, bytes]:
@@ -232,6 +333,10 @@ def store(tmp_path_factory) -> Path:
     return folder
 
 
+ROLES = {"engine": {"engine"}, "front": {"front", "envoy"}}
+"""What is on a child's command line; an Envoy's begins with its path."""
+
+
 class Tree:
     """The processes of a server, found as an operator would find them."""
 
@@ -244,7 +349,8 @@ class Tree:
         found = []
         for child in self.root.children():
             with contextlib.suppress(psutil.Error):
-                if role in child.cmdline():
+                words = {word.rpartition("/")[2] for word in child.cmdline()}
+                if words & ROLES[role]:
                     found.append(child)
         return sorted(found, key=lambda p: (p.create_time(), p.pid))
 
@@ -333,8 +439,11 @@ class Clients:
 
 @pytest.mark.process
 @pytest.mark.timeout(120)
-async def test_an_engine_that_is_killed_costs_nobody_an_answer(store, tmp_path) -> None:
-    async with tree_over(store, tmp_path / "log", "--log-level", "debug") as tree:
+async def test_an_engine_that_is_killed_costs_nobody_an_answer(
+    store, tmp_path, frontend
+) -> None:
+    flags = ("--frontend", frontend, "--log-level", "debug")
+    async with tree_over(store, tmp_path / "log", *flags) as tree:
         clients = Clients(tree.server.grpc)
         await clients.answered(200)
         await tree.until_listed(MODELS)
@@ -378,11 +487,16 @@ async def test_the_host_tier_outlives_its_engine(store, tmp_path) -> None:
     ("role", "said"),
     [("engine", "the engine is replaced"), ("front", "a front end is replaced")],
 )
-async def test_who_stops_is_replaced(store, tmp_path, role, said) -> None:
-    async with tree_over(store, tmp_path / "log", "--predict-timeout", "1.5") as tree:
+async def test_who_stops_is_replaced(store, tmp_path, frontend, role, said) -> None:
+    flags = ("--frontend", frontend, "--predict-timeout", "1.5")
+    async with tree_over(store, tmp_path / "log", *flags) as tree:
         clients = Clients(tree.server.grpc)
         await clients.answered(50)
         tree.of(role)[0].send_signal(signal.SIGSTOP)
+        if role == "engine":
+            async with channel_to(tree.server.grpc) as stub:
+                with pytest.raises(grpc.aio.AioRpcError, match="DEADLINE_EXCEEDED"):
+                    await stub.ModelInfer(request_for("m1", ONES), timeout=0.3)
         await tree.until_said(said)
         if role == "engine":
             await clients.answered(50)
@@ -432,14 +546,20 @@ def shared_memory(process: psutil.Process) -> list[str]:
 @pytest.mark.process
 @pytest.mark.timeout(120)
 async def test_a_front_end_that_is_killed_leaves_nothing_behind(
-    store, tmp_path
+    store, tmp_path, frontend, monkeypatch
 ) -> None:
-    async with tree_over(store, tmp_path / "log") as tree:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    flags = ("--frontend", frontend)
+    async with tree_over(store, tmp_path / "log", *flags) as tree:
         engine = tree.of("engine")[0]
         clients = Clients(tree.server.grpc)
         await clients.answered(50)
         await clients.stop()
         before = descriptors(engine), shared_memory(engine), descriptors(tree.root)
+        folders = len(list(temporary.iterdir()))
+        assert folders == (frontend == "envoy")
         for kill in (1, 2):
             clients = Clients(tree.server.grpc)
             await clients.answered(20)
@@ -455,12 +575,15 @@ async def test_a_front_end_that_is_killed_leaves_nothing_behind(
         assert tree.of("engine")[0] == engine, "it need not know"
         after = descriptors(engine), shared_memory(engine), descriptors(tree.root)
         assert after == before
+        assert len(list(temporary.iterdir())) == folders
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.process
 @pytest.mark.timeout(120)
-async def test_sigterm_under_load_loses_nothing(store, tmp_path) -> None:
-    async with tree_over(store, tmp_path / "log") as tree:
+async def test_sigterm_under_load_loses_nothing(store, tmp_path, frontend) -> None:
+    flags = ("--frontend", frontend)
+    async with tree_over(store, tmp_path / "log", *flags) as tree:
         clients = Clients(tree.server.grpc)
         await clients.answered(100)
         tree.server.process.send_signal(signal.SIGTERM)
@@ -474,8 +597,9 @@ async def test_sigterm_under_load_loses_nothing(store, tmp_path) -> None:
 
 @pytest.mark.process
 @pytest.mark.timeout(120)
-async def test_nobody_outlives_the_supervisor(store, tmp_path) -> None:
-    async with tree_over(store, tmp_path / "log") as tree:
+async def test_nobody_outlives_the_supervisor(store, tmp_path, frontend) -> None:
+    flags = ("--frontend", frontend)
+    async with tree_over(store, tmp_path / "log", *flags) as tree:
         children = tree.root.children()
         assert len(children) >= 2
         tree.server.process.kill()
@@ -484,8 +608,9 @@ async def test_nobody_outlives_the_supervisor(store, tmp_path) -> None:
 
 @pytest.mark.process
 @pytest.mark.timeout(120)
-async def test_a_second_signal_is_the_end(store, tmp_path) -> None:
-    async with tree_over(store, tmp_path / "log") as tree:
+async def test_a_second_signal_is_the_end(store, tmp_path, frontend) -> None:
+    flags = ("--frontend", frontend)
+    async with tree_over(store, tmp_path / "log", *flags) as tree:
         tree.of("front")[0].send_signal(signal.SIGSTOP)  # it will not leave by itself
         tree.server.process.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.5)  # two signals at once are one
@@ -500,7 +625,10 @@ async def test_a_second_signal_is_the_end(store, tmp_path) -> None:
     ("flags", "said"),
     [
         (("--device", "cuda:77"), "--device cuda:77"),
-        (("--frontend", "envoy"), "works with --frontend grpcio only"),
+        (
+            ("--frontend", "envoy", "--frontends", "2", "--envoy-config", "edge.yaml"),
+            "--envoy-config works with --frontends 1",
+        ),
     ],
 )
 async def test_what_cannot_be_served_is_said(store, tmp_path, flags, said) -> None:
@@ -514,13 +642,100 @@ async def test_what_cannot_be_served_is_said(store, tmp_path, flags, said) -> No
 
 @pytest.mark.process
 @pytest.mark.timeout(120)
-async def test_a_second_server_on_the_same_port_says_so(store, tmp_path) -> None:
-    async with tree_over(store, tmp_path / "first") as tree:
+async def test_a_second_server_on_the_same_port_says_so(
+    store, tmp_path, frontend
+) -> None:
+    flags = ("--frontend", frontend)
+    async with tree_over(store, tmp_path / "first", *flags) as tree:
         port = tree.server.grpc.rpartition(":")[2]
         with pytest.raises(AssertionError, match="is another server there already"):
             async with serving(
                 str(store),
                 tmp_path / "log",
-                *("--grpc-port", port, "--frontends", "1"),
+                *("--grpc-port", port, "--frontends", "1", *flags),
             ):
                 pass
+
+
+# ---- Envoy's own --------------------------------------------------------------------
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+async def test_both_ports_of_an_envoy_outlive_an_engine(store, tmp_path) -> None:
+    """HTTP and gRPC on either; who waits while there is no engine is answered."""
+    skip_without("envoy")
+    flags = ("--frontend", "envoy", "--predict-timeout", "1.5")
+    data = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1.0] * 4}
+    async with tree_over(store, tmp_path / "log", *flags) as tree:
+        for address in (tree.server.grpc, tree.server.http):
+            engine = tree.of("engine")[0]
+            url = f"http://{address}/v2/models/m7/infer"
+            async with (
+                channel_to(address) as stub,
+                httpx.AsyncClient(timeout=60) as client,
+            ):
+                for wait in (False, True):
+                    if wait:
+                        engine.send_signal(signal.SIGSTOP)
+                    said, answer = await asyncio.gather(
+                        client.post(url, json={"inputs": [data]}),
+                        stub.ModelInfer(request_for("m7", ONES), timeout=60),
+                    )
+                    assert said.json()["outputs"][0]["data"][0] == 7.0
+                    (value,) = struct.unpack_from("<f", answer.raw_output_contents[0])
+                    assert value == 7.0
+        reasons = [line["reason"] for line in tree.said("the engine is replaced")]
+        assert reasons == ["hung"] * 2
+        assert (await tree.server.status())["ready"]
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+async def test_several_envoys_share_the_ports(store, tmp_path) -> None:
+    skip_without("envoy")
+    flags = ("--frontend", "envoy", "--frontends", "2")
+    async with tree_over(store, tmp_path / "log", *flags) as tree:
+        ports = {
+            int(address.rpartition(":")[2])
+            for address in (tree.server.grpc, tree.server.http)
+        }
+        fronts = tree.of("front")
+        assert [local_ports(one, psutil.CONN_LISTEN) for one in fronts] == [ports] * 2
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(32):  # the kernel deals them out by their ports
+                async with asyncio.timeout(10):
+                    client = httpx.AsyncClient(base_url=f"http://{tree.server.http}")
+                    await stack.enter_async_context(client)
+                    assert (await client.get("/v2/health/ready")).status_code == 200
+            assert all(local_ports(one, psutil.CONN_ESTABLISHED) for one in fronts)
+        clients = Clients(tree.server.grpc)
+        await clients.answered(100)
+        tree.of("engine")[0].kill()
+        await tree.until_said("the engine is replaced")
+        await clients.answered(100)
+        await clients.stop()
+        assert (clients.wrong, clients.errors) == ([], [])
+
+
+def local_ports(process: psutil.Process, status: str) -> set[int]:
+    return {one.laddr.port for one in process.net_connections() if one.status == status}
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+async def test_an_envoy_of_the_operators_says_where_it_listens(store, tmp_path) -> None:
+    skip_without("envoy")
+    path = tmp_path / "envoy.json"
+    path.write_text(json.dumps(bootstrap("127.0.0.1", 0, 0)))
+    flags = ("--frontend", "envoy", "--envoy-config", str(path))
+    async with tree_over(store, tmp_path / "log", *flags) as tree:
+        (envoy,) = tree.of("front")
+        ports = {
+            int(address.rpartition(":")[2])
+            for address in (tree.server.grpc, tree.server.http)
+        }
+        assert local_ports(envoy, psutil.CONN_LISTEN) == ports
+        assert len(ports) == 2
+        async with channel_to(tree.server.grpc) as stub:
+            await stub.ModelInfer(request_for("m7", ONES), timeout=30)

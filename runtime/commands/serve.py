@@ -52,13 +52,12 @@ def serve(config: Path | None = None, **flags: str | bool | None) -> int:
         raise typer.BadParameter(
             "say where the models are: --store ./folder, or --store s3://bucket/prefix"
         )
-    if settings.frontend == "envoy":
-        if settings.frontends:
-            raise typer.BadParameter("--frontends works with --frontend grpcio only")
-        return _become_envoy(settings, given, config)
-    poller.spare_a_hop(os.environ)
+    if settings.frontend == "grpcio":
+        poller.spare_a_hop(os.environ)
     if settings.frontends:
         return _watch_over(settings, values(given, config))
+    if settings.frontend == "envoy":
+        return _become_envoy(settings, given, config)
     return _run(settings)
 
 
@@ -84,6 +83,9 @@ def _watch_over(settings: Settings, raw: Mapping[str, object]) -> int:
     from runtime.ports import CannotListen
     from runtime.tree.supervisor import CannotServe, Supervisor
 
+    if settings.frontend == "envoy":
+        _can_become_envoy(settings)
+
     async def run() -> int:
         return await Supervisor(settings, raw).run()
 
@@ -91,6 +93,23 @@ def _watch_over(settings: Settings, raw: Mapping[str, object]) -> int:
     try:
         return asyncio.run(run())
     except (CannotListen, CannotServe) as error:
+        raise Failed(str(error)) from error
+
+
+def _can_become_envoy(settings: Settings) -> None:
+    """That front ends can, said before any is started."""
+    from runtime.envoy.launch import CannotLaunch, installed
+
+    if settings.envoy_config and settings.frontends > 1:
+        # Only with enable_reuse_port do several listen on one port, and what the file
+        # limits (requests, connections) each would count for itself.
+        raise typer.BadParameter(
+            "--envoy-config works with --frontends 1: its ports and limits are those "
+            "of one Envoy"
+        )
+    try:
+        installed()
+    except CannotLaunch as error:
         raise Failed(str(error)) from error
 
 

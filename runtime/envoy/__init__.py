@@ -8,4 +8,8 @@ how both end. Must not: know gRPC (runtime/asgi) or models (an Engine does).
         Envoy     loads pyvoy, which starts Python and calls runtime.envoy.app:app
         app       composes the engine on its event loop, says that it is there
         Envoy     listens; each request is a task on that loop
+
+    hotset serve --frontend envoy --frontends N
+        child     a child of the supervisor (runtime/tree/) becomes Envoy likewise
+        front     what app composes then: the same services, over an engine elsewhere
 """

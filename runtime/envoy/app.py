@@ -1,4 +1,5 @@
-"""What Envoy calls: the server, composed on the event loop that pyvoy runs.
+"""What Envoy calls: the server, composed on the event loop that pyvoy runs; or a front
+end of it (runtime/envoy/front.py), in a supervisor's child.
 
 Owns: the composition inside Envoy, as runtime/compose.py's `serve` is the one of a
 process of our own. Must not: hold logic; be imported by anything but Envoy.
@@ -15,19 +16,16 @@ import structlog
 from loader.store import Store
 from runtime import compose, logs, sources
 from runtime.asgi.types import Asgi, Message, Receive, Send
-from runtime.asgi.vigil import Vigil
 from runtime.commands import Failed
-from runtime.config import Settings
 from runtime.counts import Counts
+from runtime.envoy import front
 from runtime.envoy.run import VARIABLE, taken_over
-from runtime.envoy.serving import Serving
-from runtime.envoy.stage import Stage, Staged
-from runtime.limits import Options
+from runtime.envoy.serving import serving_of
+from runtime.envoy.stage import NotListening, Stage, Staged, first
 from runtime.loading import Unservable
 from runtime.metrics import Metrics
 from runtime.nvml import GaugeUnavailable
 from runtime.printable import one_line
-from runtime.rest import ServerInfo, application
 
 log = structlog.get_logger()
 
@@ -35,8 +33,11 @@ log = structlog.get_logger()
 async def program(stage: Stage) -> int:
     """Serve until told to stop; the exit code."""
     try:
+        control = stage.run.control
+        if control is not None:
+            return await front.serve(stage, control)
         return await _serve(stage)
-    except (Unservable, GaugeUnavailable, Failed) as error:
+    except (Unservable, GaugeUnavailable, NotListening, Failed) as error:
         for line in str(error).splitlines():
             sys.stderr.write(f"hotset serve: {one_line(line)}\n")
     except Exception:
@@ -53,35 +54,16 @@ async def _serve(stage: Stage) -> int:
         log.warning("a variable that means nothing is ignored", variable=variable)
     lost = asyncio.Event()
     counts = Counts(settings.metrics_top)
-    release = version("hotset")
-    metrics, info = Metrics(counts, release), ServerInfo(settings.server_name, release)
+    metrics = Metrics(counts, version("hotset"))
     async with compose.composed(settings, counts, lost.set) as engine:
-        vigil = Vigil()
-        rest = application(engine, metrics, info, settings.max_message, vigil)
-        serving = Serving(engine, rest, vigil, stage.admin, options_of(settings))
+        serving = serving_of(settings, engine, metrics, stage.admin)
         stage.open(serving.app)
-        addresses = await stage.admin.listening()
+        addresses = await stage.listening()
         store = Store.open(settings.store)
         async with compose.announced(engine, store, addresses[0], addresses[-1]):
-            await _first(stage.told, lost)
+            await first(stage.told, lost)
         await serving.stop()
     return compose.DEVICE_LOST if lost.is_set() else 0
-
-
-def options_of(settings: Settings) -> Options:
-    """What the settings allow a caller."""
-    return Options(
-        max_message_bytes=settings.max_message,
-        grace=settings.grace,
-        name=settings.server_name,
-    )
-
-
-async def _first(*events: asyncio.Event) -> None:
-    waits = [asyncio.ensure_future(event.wait()) for event in events]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
 
 
 async def validated(scope: Message, receive: Receive, send: Send) -> None:

@@ -46,10 +46,17 @@ _HCM = (
 )
 
 
-def bootstrap(host: str, grpc_port: int, http_port: int) -> Config:
-    """The configuration that serves without one of the operator's."""
+def bootstrap(
+    host: str, grpc_port: int, http_port: int, reuse_port: bool = False
+) -> Config:
+    """The configuration that serves without one of the operator's. `reuse_port`: others
+    listen there as well, on purpose."""
+    listener = _listener(host, grpc_port, http_port)
+    # By default it is on, and a second server would silently take half of the
+    # connections.
+    listener["enable_reuse_port"] = reuse_port
     return {
-        "static_resources": {"listeners": [_listener(host, grpc_port, http_port)]},
+        "static_resources": {"listeners": [listener]},
         "overload_manager": {
             "resource_monitors": [
                 {
@@ -92,8 +99,6 @@ def _listener(host: str, grpc_port: int, http_port: int) -> Config:
         "name": LISTENER,
         "address": _address(host, grpc_port),
         "additional_addresses": [{"address": _address(host, http_port)}],
-        # With it a second server would silently take half of the connections.
-        "enable_reuse_port": False,
         "per_connection_buffer_limit_bytes": BUFFERED,
         "filter_chains": [chain],
     }

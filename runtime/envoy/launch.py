@@ -1,9 +1,11 @@
-"""`hotset serve --frontend envoy`: the process becomes Envoy.
+"""The process becomes Envoy: that of `hotset serve --frontend envoy`, or a child of the
+supervisor (runtime/envoy/child.py).
 
 Owns: what is checked before, and the command. Must not: import torch or grpc: all of
 this process' memory is thrown away.
 
-It is an exec and no child: one process, one pid, whose death is all there is to it.
+It is an exec and no child: one process, one pid, whose death is all there is to it. Its
+group, its cores, and that it dies with its parent, stay what they were.
 SIGTERM and SIGINT are blocked first, and every thread of Envoy's inherits that: they
 wait until runtime/envoy/signals.py takes them, and Envoy's own handler, which would
 cut every call, never runs.
@@ -48,30 +50,51 @@ class CannotLaunch(Exception):
 def launch(
     settings: Settings, flags: Mapping[str, str | bool], config: Path | None
 ) -> NoReturn:
-    """Become Envoy. Raises CannotLaunch, CannotListen."""
-    envoy, module, libpython = installed()
+    """Become Envoy, with the whole server in it. Raises CannotLaunch, CannotListen."""
+    installed()
     if not settings.envoy_config:
         for port in (settings.grpc_port, settings.http_port):
             # Envoy would say the same in many lines.
             listener(settings.host, port).close()
-    folder = Path(tempfile.mkdtemp(prefix="hotset-"))
+    folder = tempfile.mkdtemp(prefix="hotset-")
+    run = Run(
+        flags=flags,
+        config=None if config is None else str(config),
+        folder=folder,
+        environ=_python_now(),
+        python=sys.executable,
+    )
+    try:
+        _become(settings, run)
+    except CannotLaunch:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def launch_child(settings: Settings, folder: str, control: int) -> NoReturn:
+    """Become Envoy, with a front end in it that a supervisor speaks to over `control`,
+    which must be inheritable. `folder`: an empty one. Raises CannotLaunch."""
+    _become(settings, Run({}, None, folder, _python_now(), sys.executable, control))
+
+
+def _become(settings: Settings, run: Run) -> NoReturn:
+    envoy, module, libpython = installed()
+    folder = Path(run.folder)
     try:
         (folder / f"lib{MODULE}.so").symlink_to(module)
         environ = environment(libpython, folder)
-        run = Run(
-            flags=flags,
-            config=None if config is None else str(config),
-            folder=str(folder),
-            environ={name: os.environ[name] for name in PYTHON if name in os.environ},
-            python=sys.executable,
-        )
         hand_over(run, environ)
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
-        os.execve(envoy, [str(envoy), *_arguments(settings, folder)], environ)
+        shared = run.control is not None
+        arguments = _arguments(settings, folder, shared)
+        os.execve(envoy, [str(envoy), *arguments], environ)
     except OSError as error:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP)
-        shutil.rmtree(folder, ignore_errors=True)
         raise CannotLaunch(f"Envoy does not start: {error.strerror}") from error
+
+
+def _python_now() -> dict[str, str]:
+    return {name: os.environ[name] for name in PYTHON if name in os.environ}
 
 
 def installed() -> tuple[Path, Path, Path]:
@@ -106,16 +129,18 @@ def environment(libpython: Path, folder: Path) -> dict[str, str]:
     }
 
 
-def _arguments(settings: Settings, folder: Path) -> list[str]:
+def _arguments(settings: Settings, folder: Path, shared: bool) -> list[str]:
     path = settings.envoy_config
     if not path:
         path = str(folder / "envoy.json")
-        built = bootstrap(settings.host, settings.grpc_port, settings.http_port)
+        ports = settings.grpc_port, settings.http_port
+        built = bootstrap(settings.host, *ports, reuse_port=shared)
         Path(path).write_text(json.dumps(built, indent=2))
     json_logs = settings.log_format == "json" or (
         settings.log_format == "auto" and not sys.stderr.isatty()
     )
-    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    ours_of_cores = len(os.sched_getaffinity(0)) // max(1, settings.frontends)
+    threads = min(MOST_THREADS, max(1, ours_of_cores))
     return [
         *("--config-path", path),
         # Envoy lays this over the file.

@@ -20,13 +20,15 @@ PYTHON = ("PYTHONPATH", "PYTHONHOME", "LD_PRELOAD")
 class Run:
     """`flags` and `config`: what `serve` was given, from which the settings are read
     anew. `folder`: ours alone, with Envoy's admin socket. `environ`: PYTHON as it was.
-    `python`: the interpreter."""
+    `python`: the interpreter. `control`: the descriptor by which a supervisor speaks to
+    this process (runtime/tree/), if it is one's child."""
 
     flags: Mapping[str, str | bool]
     config: str | None
     folder: str
     environ: Mapping[str, str]
     python: str
+    control: int | None = None
 
 
 def hand_over(run: Run, environ: MutableMapping[str, str]) -> None:

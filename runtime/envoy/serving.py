@@ -5,6 +5,7 @@ create the engine, or end the process.
 """
 
 import asyncio
+from importlib.metadata import version
 
 import structlog
 
@@ -12,9 +13,11 @@ from runtime.asgi.application import Application
 from runtime.asgi.telling import OnEnd
 from runtime.asgi.types import Asgi
 from runtime.asgi.vigil import Vigil
+from runtime.config import Settings
 from runtime.engine import Engine
 from runtime.envoy.admin import Admin
 from runtime.limits import LAST_WORDS_S, QUIET_S, Options
+from runtime.rest import Exposition, ServerInfo, application
 from runtime.services import services_of
 
 _log = structlog.get_logger()
@@ -74,3 +77,18 @@ class Serving:
             await asyncio.sleep(QUIET_S)
             if self._vigil.calls == before:
                 return
+
+
+def serving_of(
+    settings: Settings, engine: Engine, exposition: Exposition, admin: Admin
+) -> Serving:
+    """gRPC and HTTP of an engine, as the settings say."""
+    vigil = Vigil()
+    info = ServerInfo(settings.server_name, version("hotset"))
+    rest = application(engine, exposition, info, settings.max_message, vigil)
+    options = Options(
+        max_message_bytes=settings.max_message,
+        grace=settings.grace,
+        name=settings.server_name,
+    )
+    return Serving(engine, rest, vigil, admin, options)

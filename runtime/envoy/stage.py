@@ -17,7 +17,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from runtime.asgi.types import Asgi, Message, Receive, Send
@@ -29,18 +29,44 @@ ORDERLY_S = 5.0
 """Given to Envoy to end in order once there is nothing left to lose."""
 
 
+class NotListening(Exception):
+    """Envoy ends before it has listened."""
+
+
 class Stage:
-    """What a program has of Envoy. `told`: set when it is to end."""
+    """What a program has of Envoy. `told`: set when it is to end: by Envoy, or by a
+    signal, unless a supervisor says when. `over`: set when Envoy ends."""
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.admin = Admin(str(Path(run.folder) / "admin"))
         self.told = asyncio.Event()
+        self.over = asyncio.Event()
         self.opened: asyncio.Future[Asgi] = asyncio.get_running_loop().create_future()
 
     def open(self, app: Asgi) -> None:
         """From now on requests go to `app`; Envoy begins to listen."""
         self.opened.set_result(app)
+
+    async def listening(self) -> Sequence[str]:
+        """The addresses Envoy listens on, our listener's first. Raises NotListening:
+        an Envoy that ends answers no questions."""
+        asking = asyncio.ensure_future(self.admin.listening())
+        over = asyncio.ensure_future(self.over.wait())
+        await asyncio.wait({asking, over}, return_when=asyncio.FIRST_COMPLETED)
+        over.cancel()
+        if asking.done():
+            return asking.result()
+        asking.cancel()
+        raise NotListening("Envoy does not listen, and has said why above")
+
+
+async def first(*events: asyncio.Event) -> None:
+    """Until one of them is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
 
 
 Program = Callable[[Stage], Awaitable[int]]
@@ -64,12 +90,14 @@ class Staged:
     async def _lifespan(self, _: Message, receive: Receive, send: Send) -> None:
         await receive()
         stage = Stage(self._run())
-        signals.listen(asyncio.get_running_loop(), stage.told.set)
+        if stage.run.control is None:
+            signals.listen(asyncio.get_running_loop(), stage.told.set)
         playing = asyncio.ensure_future(self._play(stage))
         # A program that ends before it is open ends the process.
         self._app = await stage.opened
         await send({"type": "lifespan.startup.complete"})
         await receive()
+        stage.over.set()
         stage.told.set()
         await playing
         await send({"type": "lifespan.shutdown.complete"})

@@ -1,5 +1,5 @@
 """`python -m runtime.tree ROLE FD PARENT`: a child of the supervisor, called by nobody
-else (runtime/tree/member.py)."""
+else (runtime/tree/member.py, runtime/envoy/child.py)."""
 
 import sys
 
@@ -8,6 +8,10 @@ from runtime.tree.orphan import die_with
 if __name__ == "__main__":
     role, fd, parent = sys.argv[1:]
     die_with(int(parent))
-    from runtime.tree.member import main
+    if role == "envoy":
+        from runtime.envoy import child
 
-    sys.exit(main("engine" if role == "engine" else "front", int(fd)))
+        sys.exit(child.main(int(fd)))
+    from runtime.tree import member
+
+    sys.exit(member.main("engine" if role == "engine" else "front", int(fd)))

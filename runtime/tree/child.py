@@ -5,10 +5,12 @@ Must not: know what it is for.
 """
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
@@ -19,7 +21,8 @@ from runtime.tree.lives import Lives
 
 log = structlog.get_logger()
 
-Role = Literal["engine", "front"]
+Role = Literal["engine", "front", "envoy"]
+"""`envoy`: a front end that becomes Envoy."""
 
 
 class Child:
@@ -97,6 +100,13 @@ class Slot:
         self.child: Child | None = None
         self.requests = -1
         self.lives = Lives()
+
+
+def folder_for(role: Role) -> contextlib.AbstractContextManager[str]:
+    """For an Envoy's files, which it cannot remove when it is killed."""
+    if role != "envoy":
+        return contextlib.nullcontext("")
+    return tempfile.TemporaryDirectory(prefix="hotset-", ignore_cleanup_errors=True)
 
 
 async def leave(children: Sequence[Child], seconds: float) -> None:

@@ -18,12 +18,13 @@ MOST_FDS = 4
 
 
 class Begin(msgspec.Struct, tag=True):
-    """Live. `values`: the settings as they were read once, for all lives. `port`: of
-    gRPC. Descriptors: to a front end, its requests' memory and the HTTP listener; to an
-    engine, the host tier's files, if there is one."""
+    """Live. `values`: the settings as they were read once, for all lives, with the
+    ports that were taken. `folder`: for an Envoy's files. Descriptors: to a front end,
+    its requests' memory, and the HTTP listener if it is ours; to an engine, the host
+    tier's files, if there is one."""
 
     values: dict[str, object]
-    port: int = 0
+    folder: str = ""
     residents: list[tuple[str, str]] | None = None
     restarts: dict[str, int] = {}
 
@@ -40,7 +41,7 @@ class Stop(msgspec.Struct, tag=True):
 
 
 class Up(msgspec.Struct, tag=True):
-    """It serves. `about`: for the log."""
+    """It serves. `about`: for the line that says so."""
 
     about: dict[str, str | int] = {}
 
@@ -126,6 +127,13 @@ class Control:
                     os.close(fd)
                 raise
             self._heard(message, fds)
+
+
+def first_of(end: socket.socket) -> Message | None:
+    """Wait for the first message without taking it; None if there will be none. What
+    came with it is no concern of who only looks."""
+    data = end.recv(LARGEST + 4096, socket.MSG_PEEK)
+    return _decoder.decode(data) if data else None
 
 
 def fitting(models: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -49,17 +49,17 @@ async def run(
     member: Member, begin: Begin, settings: Settings, fds: Sequence[int]
 ) -> None:
     """Serve until told to stop."""
-    requests, listener = fds
+    requests, listening = fds
     remote = engine_for(member, settings, requests)
     info = ServerInfo(settings.server_name, version("hotset"))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(remote.close)
         app = application(remote, remote, info, settings.max_message)
-        await stack.enter_async_context(answering(app, socket.socket(fileno=listener)))
-        shared = settings.model_copy(update={"grpc_port": begin.port})
+        await stack.enter_async_context(answering(app, socket.socket(fileno=listening)))
+        # Left last: one that drains is not hung.
+        await stack.enter_async_context(beating(member, settings.predict_timeout))
         await stack.enter_async_context(
-            await compose.grpc_of(remote, shared, reuse_port=True)
+            await compose.grpc_of(remote, settings, reuse_port=True)
         )
         member.say(Up())
-        await stack.enter_async_context(beating(member, settings.predict_timeout))
         await member.told_to_stop.wait()

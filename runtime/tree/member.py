@@ -9,11 +9,11 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import structlog
 
-from runtime import logs
+from runtime import collector, logs
 from runtime.config import Settings
 from runtime.loading import Unservable
 from runtime.nvml import GaugeUnavailable
@@ -89,22 +89,30 @@ async def beating(
             await task
 
 
+Run = Callable[[Member, Begin, Settings, Sequence[int]], Awaitable[None]]
+"""What a child is for, until it is told to stop."""
+
+
 async def live(role: Role, end: socket.socket) -> int:
     """A child's whole life; its exit code."""
     loop, member = asyncio.get_running_loop(), Member(end)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, lambda: None)  # the supervisor says when
-    # What takes seconds to import is there before there is anything to do.
+    # What takes seconds to import is there before there is anything to do, and the
+    # collector has been through it.
     from runtime.tree import engine, front
 
+    run = engine.run if role == "engine" else front.run
+    with collector.settled():
+        return await _live(role, member, run)
+
+
+async def _live(role: Role, member: Member, run: Run) -> int:
     begin, fds = await member.begun
     settings = Settings.model_validate(begin.values)
     logs.configure(settings.log_format, settings.log_level)
     try:
-        if role == "engine":
-            await engine.run(member, begin, settings, fds)
-        else:
-            await front.run(member, begin, settings, fds)
+        await run(member, begin, settings, fds)
     except (Unservable, GaugeUnavailable, CannotListen) as error:
         member.say(Unfit(str(error)))
         return 1

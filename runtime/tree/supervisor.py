@@ -19,8 +19,7 @@ import structlog
 from loader.estate_files import estate_files
 from runtime.config import Settings
 from runtime.link.memory import anonymous
-from runtime.ports import listener, shared
-from runtime.tree.child import Child, Role, Slot, leave
+from runtime.tree.child import Child, Role, Slot, folder_for, leave
 from runtime.tree.control import (
     Begin,
     Meet,
@@ -32,6 +31,7 @@ from runtime.tree.control import (
 )
 from runtime.tree.cores import Cores
 from runtime.tree.lives import Lives, reason_of
+from runtime.tree.ports import Ports
 
 log = structlog.get_logger()
 
@@ -59,11 +59,11 @@ class Supervisor:
 
     def __init__(self, settings: Settings, values: Mapping[str, object]) -> None:
         self._settings = settings
-        self._values = dict(values)
         self._loop = asyncio.get_running_loop()
         self._cores = Cores.of(settings.pin, settings.frontends)
-        self._grpc = shared(settings.host, settings.grpc_port)
-        self._http = listener(settings.host, settings.http_port)
+        self._ports = Ports(settings)
+        self._values = {**values, **self._ports.settings}
+        self._front: Role = "envoy" if settings.frontend == "envoy" else "front"
         self._slots = [Slot(number) for number in range(settings.frontends)]
         self._engine: Child | None = None
         self._next: Child | None = None
@@ -73,7 +73,7 @@ class Supervisor:
         self._residents: list[tuple[str, str]] | None = None
         self._served = False
         self._unfit = ""
-        self._about: Mapping[str, str | int] = {}
+        self._about: dict[str, str | int] = {}
         self._stopping = False
         self._over: asyncio.Future[None] = self._loop.create_future()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,8 +96,7 @@ class Supervisor:
                 child.kill("the end")
             for task in self._tasks:
                 task.cancel()
-            self._grpc.close()
-            self._http.close()
+            self._ports.close()
         if self._unfit:
             raise CannotServe(self._unfit)
         return 0
@@ -142,9 +141,8 @@ class Supervisor:
             engine = self._engine = self._next or self._child("engine")
             self._next = None
             residents = self._residents if self._lives.trusting else None
-            engine.say(
-                Begin(self._values, 0, residents, dict(self._lives.ends)), self._estate
-            )
+            begin = Begin(self._values, "", residents, dict(self._lives.ends))
+            engine.say(begin, self._estate)
             code = await engine.ended
             self._engine = None
             if self._stopping:
@@ -168,13 +166,7 @@ class Supervisor:
         """One front end after the other, in one slot."""
         while not self._stopping:
             slot.lives.begin(self._loop.time())
-            slot.requests = self._memory(f"requests-{slot.number}")
-            front = slot.child = self._child("front", slot.number)
-            port = self._grpc.getsockname()[1]
-            fds = [slot.requests, self._http.fileno()]
-            front.say(Begin(self._values, port), fds)
-            code = await front.ended
-            os.close(slot.requests)
+            front, code = await self._front_end(slot)
             if self._stopping:
                 return
             reason = reason_of(code, front.killed_for)
@@ -185,6 +177,17 @@ class Supervisor:
             log.error("a front end is replaced", reason=reason, code=code, wait=wait)
             await asyncio.sleep(wait)
 
+    async def _front_end(self, slot: "Slot") -> tuple[Child, int]:
+        """One life, and how it ended."""
+        with folder_for(self._front) as folder:
+            slot.requests = self._memory(f"requests-{slot.number}")
+            front = slot.child = self._child(self._front, slot.number)
+            begin = Begin(self._values, folder)
+            front.say(begin, [slot.requests, *self._ports.handed])
+            code = await front.ended
+            os.close(slot.requests)
+            return front, code
+
     def _memory(self, name: str) -> int:
         return anonymous(f"hotset-{name}", IN_FLIGHT * self._settings.max_message)
 
@@ -192,6 +195,8 @@ class Supervisor:
         """To each other: the engine there is, and a front end."""
         engine, front = self._engine, slot.child
         if engine is None or front is None or not (engine.up and front.up):
+            return
+        if not front.alive:  # its requests' memory is gone, and it has no successor yet
             return
         one, other = socket.socketpair()
         answers = self._memory(f"answers-{slot.number}")
@@ -214,7 +219,7 @@ class Supervisor:
             self._spawn(self._unlinked(message.life))
         elif isinstance(message, Up):
             child.up = True
-            self._about = message.about or self._about
+            self._about.update(message.about)
             for slot in self._slots:
                 if child in (self._engine, slot.child):
                     self._introduce(slot)
@@ -239,15 +244,8 @@ class Supervisor:
         if self._served:
             return
         self._served = True
-        host = self._settings.host
-        where = f"[{host}]" if ":" in host else host
-        log.info(
-            "serving",
-            grpc=f"{where}:{self._grpc.getsockname()[1]}",
-            http=f"{host}:{self._http.getsockname()[1]}",
-            frontends=len(self._slots),
-            **self._about,
-        )
+        about = {**self._ports.addresses, **self._about}
+        log.info("serving", frontends=len(self._slots), **about)
 
     # -- watching and ending ----------------------------------------------------------
 

@@ -1,8 +1,8 @@
 """The wire, end to end: real servers, real sockets on 127.0.0.1.
 
-Every test runs over both front ends: grpc.aio in this process, its engine here or asked
-over a socket, and Envoy in a process of its own with the same fake engine in it.
-`begin(engine, options)` serves.
+Every test runs over both front ends, each with its engine beside it or asked over a
+socket (runtime/link): grpc.aio in this process, and Envoy in a process of its own with
+the same fake engine in it. `begin(engine, options)` serves.
 """
 
 import grpc
@@ -16,14 +16,19 @@ from tests.fake_engine import FakeEngine
 from tests.server_process import FRONTENDS, skip_without
 
 ADDRESS = "127.0.0.1:0"
-APART = "grpcio, apart"
-"""grpc.aio over an engine that is asked over a socket (runtime/link)."""
 
 
-@pytest.fixture(params=[*FRONTENDS, APART])
-def frontend(request):
-    skip_without(request.param)
-    return request.param
+@pytest.fixture(params=[*FRONTENDS, *(f"{name}, apart" for name in FRONTENDS)])
+def combination(request):
+    """A front end, and whether its engine is asked over a socket."""
+    frontend, _, where = request.param.partition(", ")
+    skip_without(frontend)
+    return frontend, where == "apart"
+
+
+@pytest.fixture
+def frontend(combination):
+    return combination[0]
 
 
 @pytest.fixture(scope="package")
@@ -45,9 +50,10 @@ async def engine(frontend, request):
 
 
 @pytest.fixture
-async def seam(frontend, engine):
-    """What the services hold: the engine itself, or one that asks it over a socket."""
-    if frontend != APART:
+async def seam(combination, engine):
+    """What the services hold: the engine itself, or one that asks it over a socket.
+    Envoy's are in its process."""
+    if combination != ("grpcio", True):
         yield engine
         return
     async with apart(engine) as (remote, _):
@@ -55,13 +61,14 @@ async def seam(frontend, engine):
 
 
 @pytest.fixture
-async def begin(frontend):
+async def begin(combination):
     """Serve an engine; what comes back is entered, and has `ends`."""
 
     async def serve(engine, options=None):
         options = options or Options()
+        frontend, is_apart = combination
         if frontend == "envoy":
-            return envoy_process.begin(engine, options)
+            return envoy_process.begin(engine, options, is_apart)
         ends = []
         serving = await start(
             engine,

@@ -331,7 +331,7 @@ def test_the_oracle_would_see_each_cause(cause):
     assert LEAKS.search(f"{cause!r}")
 
 
-@pytest.mark.parametrize("frontend", ["grpcio"], indirect=True)  # looks into the engine
+@pytest.mark.parametrize("combination", ["grpcio"], indirect=True)  # looks into it
 async def test_an_error_that_is_remembered_remembers_no_call(stub, engine, refused):
     """Unknown names and failed loads are raised again and again from memory: with the
     last call's frames they would hold its message, which may be 64 MiB."""

@@ -20,7 +20,7 @@ from tests.wire.conftest import ADDRESS
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-GRPCIO = pytest.mark.parametrize("frontend", ["grpcio"], indirect=True)
+GRPCIO = pytest.mark.parametrize("combination", ["grpcio"], indirect=True)
 SERVICE = "inference.GRPCInferenceService"
 
 
