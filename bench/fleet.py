@@ -2,18 +2,21 @@
 
     hotset-envoy      hotset serve --frontend envoy     its default policy
     hotset-grpcio     hotset serve --frontend grpcio
+    hotset-host       hotset-envoy with a --host-cache that holds the whole fleet
     diy               bench/peers/servers/diy_server.py: grpc.aio, LRU by bytes, single
                       flight, torch.load in two threads
     diy-safetensors   the same, mapping safetensors files instead
     ray               Ray Serve's multiplexed models, one replica, LRU by count
 
-All get the same memory for models, the same streams in the same order and one client
-process. hotset runs on the CPU without --host-cache, which would be more memory; the
-files are in everybody's page cache. hotset checks the SHA-256 of what it reads, nobody
-else does. Servers stay up and are asked in turns, A B C, C B A, ...: the first stream
-finds nothing loaded and is told apart; figures are medians over those that follow.
-Every answer is held against its own model's reference; one wrong or failed answer fails
-a row. A cold request is one that did not find its model resident.
+All get the same memory for resident models, the same streams in the same order and one
+client process. The files are in everybody's page cache, which is memory as well, if
+nobody's; `hotset-host` has as much again as its own and reads each file once, so its
+row is told apart. hotset verifies what it reads, nobody else does.
+
+Servers stay up and are asked in turns, A B C, C B A, ...: the first stream finds
+nothing loaded and is told apart; figures are medians over those that follow. Every
+answer is held against its own model's reference; one wrong or failed answer fails a
+row. A cold request is one that did not find its model resident.
 
 Ray lives in an environment of its own (bench/.peers or $HOTSET_BENCH_PEERS), which a
 full run makes if it is not there.
@@ -23,6 +26,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.progress import Progress
@@ -30,7 +34,7 @@ from rich.progress import Progress
 from bench import fleet_plot, fleet_results
 from bench.fleet_course import Course
 from bench.fleet_models import SAVED, STORE, Fleet, make
-from bench.fleet_results import Results
+from bench.fleet_results import HOST, Results
 from bench.peers import hotset, loopback
 from bench.peers.contender import Contender
 from bench.peers.diy import diy
@@ -46,18 +50,23 @@ EPILOG = """examples:
 
 Run it when nothing else runs; `others` in the JSON is what the rest took."""
 
-QUICK = ("hotset-envoy", "hotset-grpcio", "diy", "diy-safetensors")
+QUICK = ("hotset-envoy", "hotset-grpcio", HOST, "diy", "diy-safetensors")
 EACH = 5_100_000
 """Bytes of memory for a model: 5.07 MB, and what a server rounds it up to. So much for
 40 of them is too little for 41."""
 
 
-def contenders(room: int) -> list[Contender]:
-    """All of them, with room for so many models."""
-    budget = room * EACH
+def contenders(room: int, models: int = 1) -> list[Contender]:
+    """All of them, with room for so many of the models."""
+    budget, fleet = room * EACH, models * EACH
     return [
         hotset.envoy("--budget", str(budget)),
         hotset.grpcio("--budget", str(budget)),
+        replace(
+            hotset.envoy("--budget", str(budget), "--host-cache", str(fleet)),
+            name=HOST,
+            label="hotset (envoy, host tier)",
+        ),
         diy("torch", budget),
         diy("safetensors", budget),
         ray(room),
@@ -69,7 +78,7 @@ def able(options: argparse.Namespace, results: Results) -> list[Contender]:
     found = []
     with Progress(console=console) as progress:
         bar = progress.add_task("looking", total=len(options.names))
-        for contender in contenders(options.room):
+        for contender in contenders(options.room, options.models):
             if contender.name not in options.names:
                 continue
             progress.update(bar, description=f"{contender.name}: is it there?")

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 LABELS = {
     "hotset-envoy": "hotset,\nEnvoy",
     "hotset-grpcio": "hotset,\ngrpcio",
+    "hotset-host": "hotset,\nhost tier",
     "diy": "do it yourself,\ntorch.load",
     "diy-safetensors": "do it yourself,\nsafetensors",
     "ray": "Ray Serve\nmultiplex",
@@ -22,6 +23,7 @@ LABELS = {
 COLOURS = {
     "hotset-envoy": "#c1272d",
     "hotset-grpcio": "#e8833a",
+    "hotset-host": "#8a2f2f",
     "diy": "#4a6fa5",
     "diy-safetensors": "#93b1d6",
     "ray": "#9a9a9a",
