@@ -4,14 +4,18 @@ A hop to a lane and back costs more than a small model's forward (measured: 40 t
 against 27 us for an MLP 64-256-256-10). So a call that has shown to be short runs where
 it is asked for; all others, and all on a GPU, go to a lane.
 
+What counts is the time that its thread had a core. By the wall a call in a lane is as
+long as others keep the interpreter from it, and what the lane makes long would stay
+there (docs/decisions/0018).
+
 Owns: the measured times and the bound. Must not: run anything.
 """
 
 from runtime.conformance import Signature
 
 INLINE_S = 500e-6
-"""What a call may hold the event loop up for: about what the loop spends on two
-requests anyway, so no other request's wait grows by more than that."""
+"""What a call may hold the event loop up for: about what the loop spends on two cold
+requests anyway, and what a hop to a lane costs while models are being loaded."""
 
 TURN_S = 1e-3
 """What one call of many requests, and all calls of one turn of the loop together, may

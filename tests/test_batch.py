@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from types import SimpleNamespace
 
@@ -356,3 +357,20 @@ def test_only_what_was_seen_to_be_short_is_short() -> None:
     for _ in range(20):
         pace.told("g", ((2,),), 1, 2e-3)
     assert not pace.is_short("g", ((2,),), 1, 1000), "the loop has others to serve"
+
+
+async def test_what_waits_in_its_lane_is_not_taken_for_long(bench) -> None:
+    """Beside loads a lane waits for the interpreter more than it runs."""
+    model, threads = Doubler("m", bench.log), []
+    inner = model.forward
+
+    def forward(inputs):
+        threads.append(threading.current_thread() is threading.main_thread())
+        time.sleep(0.002)  # four times the bound, without a core
+        return inner(inputs)
+
+    model.forward = forward
+    for value in range(8):
+        assert await run(bench, model, value) == [value * 2.0]
+    assert threads[0] is False
+    assert threads[-1] is True
