@@ -42,7 +42,8 @@ from bench.soak_traffic import KINDS, Line
 EPILOG = """examples:
   python -m bench.soak --quick
   python -m bench.soak                              an hour
-  python -m bench.soak --only envoy --minutes 600 --rate 200"""
+  python -m bench.soak --only envoy --minutes 600 --rate 200
+  python -m bench.soak --only grpcio --minutes 3 --rate 300 --every 5 --without large"""
 
 FRONTENDS = ("grpcio", "envoy")
 STORE = "store"
@@ -95,7 +96,7 @@ async def soak(
     pace = (options.seconds, options.rate / len(started), options.every)
     async with asyncio.TaskGroup() as group:
         for course, server in zip(courses, started, strict=True):
-            line = Line(server, fleet, seed=0)
+            line = Line(server, fleet, 0, options.without)
             group.create_task(
                 run(
                     server,
@@ -139,6 +140,8 @@ def read_options() -> argparse.Namespace:
     made = parser(__doc__, EPILOG)
     made.add_argument("--only", default=",".join(FRONTENDS), metavar="NAMES",
                       help="Default: grpcio,envoy")  # fmt: skip
+    made.add_argument("--without", default="", metavar="KINDS",
+                      help=f"leave some out, of {', '.join(KINDS)}")  # fmt: skip
     made.add_argument("--minutes", type=float, metavar="N",
                       help="Default: 60, quick 0.4")  # fmt: skip
     made.add_argument("--rate", type=float, metavar="N",
@@ -153,6 +156,9 @@ def read_options() -> argparse.Namespace:
     if strange := set(options.frontends) - set(FRONTENDS):
         made.error(f"--only: no front end {', '.join(sorted(strange))}; there are "
                    f"{', '.join(FRONTENDS)}")  # fmt: skip
+    options.without = options.without.split(",") if options.without else []
+    if set(options.without) - set(KINDS) or set(KINDS) <= set(options.without):
+        made.error(f"--without: some, not all, of {', '.join(KINDS)}")
     options.seconds = 60 * (options.minutes or (0.4 if quick else 60.0))
     options.rate = options.rate or (60.0 if quick else 18.0)
     options.every = options.every or (1.0 if quick else 10.0)
@@ -176,6 +182,7 @@ def main() -> None:
         "requests_per_s": options.rate,
         "models": options.models,
         "kinds": KINDS,
+        "without": options.without,
         # The looks have the load average at each moment.
         "meanwhile": machine,
         **{course.name: details_of(course, options.seconds) for course in courses},

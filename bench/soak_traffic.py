@@ -15,7 +15,7 @@ import contextlib
 import http.client
 import json
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -63,7 +63,9 @@ class Told:
 class Line:
     """One server as its callers know it. `run` sends a request of some kind."""
 
-    def __init__(self, server: Server, fleet: Fleet, seed: int) -> None:
+    def __init__(
+        self, server: Server, fleet: Fleet, seed: int, without: Collection[str] = ()
+    ) -> None:
         self._server = server
         self._right = fleet.right
         self._chance = random.Random(seed)
@@ -74,6 +76,7 @@ class Line:
         self._many = {n: request(n, ROWS).SerializeToString() for n in self._names}
         self._wide = (torch.arange(WIDE, dtype=torch.float32) % 17).numpy().tobytes()
         self._channel = soak_leavers.channel(server)
+        self._shares = {kind: n for kind, n in KINDS.items() if kind not in without}
         self._kinds: dict[str, Callable[[str], Awaitable[Told]]] = {
             "plain": self._plain,
             "gzip": self._gzip,
@@ -93,7 +96,8 @@ class Line:
 
     def kind(self) -> str:
         """Of the next request."""
-        (kind,) = self._chance.choices(list(KINDS), list(KINDS.values()))
+        kinds, weights = list(self._shares), list(self._shares.values())
+        (kind,) = self._chance.choices(kinds, weights)
         return kind
 
     async def run(self, kind: str) -> Told:

@@ -122,7 +122,14 @@ def test_the_kinds_are_all_of_the_traffic() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [["--only", "grpcio,nobody"], ["--rate", "-1"], ["--every", "600"]]
+    "wrong",
+    [
+        ["--only", "grpcio,nobody"],
+        ["--rate", "-1"],
+        ["--every", "600"],
+        ["--without", "nothing"],
+        ["--without", ",".join(KINDS)],
+    ],
 )
 def test_what_is_not_understood_is_refused(wrong, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["bench", *wrong])
