@@ -110,13 +110,11 @@ async def resets(server: Server, rounds: int = 20) -> Found:
     """Streams opened and reset at once, on connections made anew when they are cut."""
 
     async def flood() -> None:
-        path = METHOD.encode()
-        block = b"\x83\x86\x04" + bytes([len(path)]) + path + b"\x01\x01h"
-        block += b"\x0f\x10\x10application/grpc\x00\x02te\x08trailers"
-        sent = PREFACE + _frame(4, 0, 0, b"")
+        block = head_block()
+        sent = PREFACE + frame(4, 0, 0, b"")
         for number in range(RESETS):
             stream = 2 * number + 1
-            sent += _frame(1, 4, stream, block) + _frame(3, 0, stream, b"\0\0\0\x08")
+            sent += frame(1, 4, stream, block) + frame(3, 0, stream, b"\0\0\0\x08")
         for _ in range(rounds):
             with contextlib.suppress(ConnectionError):
                 _, writer = await _connected(server)
@@ -132,7 +130,7 @@ async def resets(server: Server, rounds: int = 20) -> Found:
 
 async def slow(server: Server, seconds: float = 3.0) -> Found:
     """Connections that say nothing, or half of a message, and stay."""
-    half = PREFACE + _frame(4, 0, 0, b"")
+    half = PREFACE + frame(4, 0, 0, b"")
 
     async def stand() -> None:
         writers = []
@@ -196,7 +194,15 @@ def _wide() -> pb.ModelInferRequest:
     return wide
 
 
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+def head_block() -> bytes:
+    """The headers of a `ModelInfer`, as HPACK without a table."""
+    path = METHOD.encode()
+    block = b"\x83\x86\x04" + bytes([len(path)]) + path + b"\x01\x01h"
+    return block + b"\x0f\x10\x10application/grpc\x00\x02te\x08trailers"
+
+
+def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    """One of HTTP/2."""
     head = struct.pack(">I", len(payload))[1:]
     return head + struct.pack(">BBI", kind, flags, stream) + payload
 

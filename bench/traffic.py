@@ -41,11 +41,16 @@ def one_model(store: Path) -> None:
     write(export(mlp(), {"x": example()}), store / "mlp" / "1")
 
 
+def hidden_sizes(count: int) -> list[int]:
+    """Of the models of a fleet; model N has the weights of `mlp(size, seed=N)`."""
+    return random.Random(0).choices(WIDTHS, k=count)
+
+
 def fleet(
     store: Path, count: int, told: Callable[[int], object] = lambda done: None
 ) -> list[Stored]:
     """`count` MLPs of mixed sizes, weights of their own each; graphs are shared."""
-    sizes = random.Random(0).choices(WIDTHS, k=count)
+    sizes = hidden_sizes(count)
     graphs = {hidden: export(mlp(hidden), {"x": example()}) for hidden in set(sizes)}
     made = []
     for index, hidden in enumerate(sizes):
