@@ -19,3 +19,14 @@ def test_a_loading_thread_has_a_lower_rank_and_puts_nobody_aside() -> None:
         # Who is that low already (a niced test run) is not lifted.
         assert threads.submit(rank).result() == (max(NICE, before[0]), os.SCHED_BATCH)
     assert rank() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no rank elsewhere")
+def test_a_sandbox_that_refuses_ranks_does_not_stop_a_thread(monkeypatch) -> None:
+    def refused(*args: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "setpriority", refused)
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    with ThreadPoolExecutor(1, initializer=stand_back) as threads:
+        assert threads.submit(lambda: 7).result() == 7
