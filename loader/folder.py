@@ -8,6 +8,7 @@ idle: among loads of 25 MB a resident model's p99 was 9 to 15 ms because of them
 cores (python -m bench.storm), and every load paid for it.
 """
 
+import asyncio
 import os
 import stat
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -45,7 +46,13 @@ class LocalFile:
 
     def read(self, at: int, nbytes: int) -> bytes:
         """What there is of that range. Raises OSError."""
-        return os.pread(self._fd, nbytes, at)
+        found = os.pread(self._fd, nbytes, at)
+        while found and len(found) < nbytes:  # a network's file system may give less
+            more = os.pread(self._fd, nbytes - len(found), at + len(found))
+            if not more:
+                break
+            found += more
+        return found
 
     def close(self) -> None:
         """Nobody reads it any more."""
@@ -98,6 +105,7 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._threads = ThreadPoolExecutor(READERS, "folder", stand_back)
+        self._small = ThreadPoolExecutor(READERS, "manifests")
 
     def find(self, path: str) -> Path:
         """The object as a file. Raises Missing."""
@@ -117,7 +125,11 @@ class Folder:
         return Part(pieces, file.size, file.etag)
 
     async def small(self, path: str, limit: int) -> bytes:
-        """A small file whole. Raises Missing, OSError; ValueError above `limit`."""
+        """A small file whole. Raises Missing, OSError; ValueError above `limit`.
+
+        Who waits may leave before the thread does, which closes what it has opened: a
+        network's file system may keep it for as long as it likes.
+        """
 
         def whole() -> bytes:
             file = LocalFile()
@@ -129,7 +141,7 @@ class Folder:
             finally:
                 file.close()
 
-        return await to_its_end(self._threads, whole)
+        return await asyncio.get_running_loop().run_in_executor(self._small, whole)
 
 
 def plain_file(folder: Path, path: str) -> Path:

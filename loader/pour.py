@@ -1,9 +1,10 @@
 """A weights file on its way into its block: copied and hashed in one pass.
 
-Owns: the pass. Each half megabyte is hashed right after it landed, while it is still in
-the core's own cache. Must not: fetch, allocate, or let go of the block. Its methods run
-in the loader's threads: one at a time if the file is `ordered` (verified as a whole),
-else one for each chunk.
+Owns: the pass. What landed is hashed right away: a chunk at a time, because each step
+asks for the interpreter twice (docs/decisions/0018), or half a megabyte where it goes
+through a slot. Must not: fetch, allocate, or let go of the block. Its methods run in
+the loader's threads: one at a time if the file is `ordered` (verified as a whole), else
+one for each chunk.
 
 On a CPU the final place is where bytes land; what the CPU cannot write (a GPU) or what
 does not lie there as it lies in the file (the header, misaligned tensors) lands in the
@@ -122,9 +123,10 @@ class Pouring:
                 self.seconds[name] += seconds
 
     def _stop(self, at: int, end: int) -> int:
-        """Where the step from `at` ends: with the header, which has no place; else with
-        a slot's worth, or with the chunk where no slot is needed."""
-        size = self._step if self._place is not None else SLOT
+        """Where the step from `at` ends: with the header, which has no place; with a
+        slot's worth where one is needed, else with the chunk."""
+        direct = self._place is not None and at >= self._data_start
+        size = self._step if direct else SLOT
         stop = min(end, at - at % size + size)
         return min(stop, self._data_start) if at < self._data_start else stop
 

@@ -35,8 +35,7 @@ class Touched:
         return self._before[index] - over
 
     def spot(self, start: int, end: int, need: int, at: int) -> tuple[int, int]:
-        """(bytes not touched yet, where) for the best place in a hole; `at` of equals,
-        then the lowest."""
+        """(bytes not touched yet, where): the best place in a hole; `at` of equals."""
         last = end - need
         first = bisect_right(self._ends, start)
         behind = bisect_right(self._starts, end)

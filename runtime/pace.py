@@ -24,10 +24,20 @@ hold it up for."""
 SEEN = 3
 """Calls to be seen in a lane first; the very first of a graph is always slow."""
 
+STALL_S = 10 * TURN_S
+"""A call that held the loop up for longer counts by the wall: whatever it waited for
+(threads of its own for a core, weights that were swapped out) is better waited for in a
+lane. One such call is enough to send the next ones there."""
+
 KEPT = 8192
 """Shapes remembered; who was seen first is forgotten first."""
 
 Key = tuple[str, Signature, int]
+
+
+def counted(seconds: float, busy: float) -> float:
+    """What a call on the loop counts as, by the wall and by its thread's core."""
+    return seconds if seconds > STALL_S else busy
 
 
 class Pace:

@@ -32,19 +32,36 @@ def listener(host: str, port: int) -> socket.socket:
     return made
 
 
-def shared(host: str, port: int) -> socket.socket:
+class Shared:
     """Holds a port on which processes of ours may listen with SO_REUSEPORT.
 
-    A second server is refused here, before its processes could share the port with
-    ours: that takes no more than the same user and the same option.
+    A second server of ours is refused here, before its processes could share the port
+    with ours: that takes no more than the same user and the same option. A port that is
+    bound keeps nobody off, and front ends that are being replaced do not listen; so a
+    name is held as well, which one process of a network namespace can have (unix(7),
+    abstract addresses), and which goes with it. Raises CannotListen.
     """
-    with listener(host, port) as probe:
-        port = probe.getsockname()[1]
-    holder = _socket(host)
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    holder.bind((host, port))
-    return holder
+
+    def __init__(self, host: str, port: int) -> None:
+        with listener(host, port) as probe:
+            self.port: int = probe.getsockname()[1]
+        self._name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._name.bind(f"\0hotset-port-{host}-{self.port}")
+        except OSError as error:
+            self._name.close()
+            raise CannotListen(
+                f"cannot listen on {host}:{self.port}: another hotset serves there"
+            ) from error
+        self._holder = _socket(host)
+        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._holder.bind((host, self.port))
+
+    def close(self) -> None:
+        """Let others have it."""
+        self._holder.close()
+        self._name.close()
 
 
 def _socket(host: str) -> socket.socket:

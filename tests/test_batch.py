@@ -17,7 +17,7 @@ from runtime.conformance import Fitted
 from runtime.contents import Piece
 from runtime.errors import DeadlinePassed, QueueFull
 from runtime.lanes import Lanes
-from runtime.pace import Pace
+from runtime.pace import STALL_S, Pace, counted
 from tests.fake_models import spec_of
 
 CPU = torch.device("cpu")
@@ -374,3 +374,15 @@ async def test_what_waits_in_its_lane_is_not_taken_for_long(bench) -> None:
         assert await run(bench, model, value) == [value * 2.0]
     assert threads[0] is False
     assert threads[-1] is True
+
+
+def test_what_held_the_loop_up_for_long_counts_by_the_wall() -> None:
+    pace = Pace()
+    for _ in range(4):
+        pace.told("g", ((2,),), 1, counted(STALL_S / 2, 1e-4))
+    assert pace.is_short("g", ((2,),), 1)
+    pace.told("g", ((2,),), 1, counted(STALL_S * 2, 1e-4))
+    assert not pace.is_short("g", ((2,),), 1)
+    for _ in range(20):
+        pace.told("g", ((2,),), 1, 1e-4)
+    assert pace.is_short("g", ((2,),), 1), "one stall is forgotten"

@@ -130,3 +130,37 @@ async def test_who_leaves_while_a_file_is_opened_leaves_nothing_open(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert opened() == before
+
+
+async def test_who_waits_for_a_small_file_may_leave_before_its_thread(
+    store: Store, tmp_path, monkeypatch
+) -> None:
+    """A manifest on a network's file system that hangs keeps nobody."""
+    begun, go_on, find = threading.Event(), threading.Event(), folder_module.plain_file
+
+    def hangs(folder: Path, path: str) -> Path:
+        begun.set()
+        go_on.wait(10)
+        return find(folder, path)
+
+    (tmp_path / "m.json").write_bytes(b"{}")
+    monkeypatch.setattr(folder_module, "plain_file", hangs)
+    task = asyncio.create_task(store.small("m.json"))
+    await asyncio.to_thread(begun.wait, 5)
+    task.cancel()
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not go_on.is_set(), "its thread has not ended"
+    finally:
+        go_on.set()
+
+
+async def test_a_read_that_gives_less_goes_on(
+    store: Store, tmp_path, monkeypatch
+) -> None:
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda fd, n, at: pread(fd, min(n, 3), at))
+    (tmp_path / "w").write_bytes(b"0123456789")
+    assert await store.small("w") == b"0123456789"
+    assert await taken(store, "w", 1, 9) == b"12345678"

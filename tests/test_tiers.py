@@ -271,6 +271,24 @@ async def test_every_byte_arrives_whatever_way_it_goes(
     assert local.fetched() == 0, "a local file is read, not asked for"
 
 
+@pytest.mark.parametrize("memory", [HostMemory, DistantMemory])
+@pytest.mark.parametrize("chunks", [False, True])
+async def test_a_header_larger_than_a_slot_is_verified_whole(
+    tmp_path, threads, memory, chunks
+) -> None:
+    tensors = {"w": torch.eye(4) * 3, "b": torch.zeros(4)}
+    data = save(tensors, metadata={"why": "y" * (2 * SLOT + 100)})
+    made = tiny_models.files(weights=tiny_models.ref("model.safetensors", data))
+    made = {**made, "model.safetensors": data}
+    tiny_models.write(
+        tmp_path / "m" / "1", tiny_models.by_chunks(made) if chunks else made
+    )
+    for folder in (None, Folder(tmp_path)):
+        bench = Bench(tmp_path, threads, memory=memory())
+        bench.store._folder = folder
+        assert answer(await bench.load("m")) == 3
+
+
 async def test_a_known_file_is_asked_for_under_its_etag_all_at_once(bench) -> None:
     tiny_models.linear(bench.folder, "m", 1, extra=3 * CHUNK)
     etags, under_way, most = [], 0, 0

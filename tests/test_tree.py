@@ -20,7 +20,7 @@ import pytest
 from runtime.config import Settings
 from runtime.envoy.bootstrap import bootstrap
 from runtime.link.memory import anonymous
-from runtime.ports import CannotListen, listener, shared
+from runtime.ports import CannotListen, Shared, listener
 from runtime.tree import front, supervisor
 from runtime.tree.control import (
     LARGEST,
@@ -185,19 +185,30 @@ def test_a_message_takes_as_many_residents_as_fit() -> None:
 
 
 def test_a_shared_port_is_shared_with_ours_only() -> None:
-    with shared("127.0.0.1", 0) as holder:
-        port = holder.getsockname()[1]
+    with contextlib.closing(Shared("127.0.0.1", 0)) as holder:
         ours = []
         for _ in range(2):
             ours.append(socket.socket())
             ours[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            ours[-1].bind(("127.0.0.1", port))
+            ours[-1].bind(("127.0.0.1", holder.port))
             ours[-1].listen()
-        for taking in (shared, listener):
-            with pytest.raises(CannotListen, match=f"cannot listen on .*:{port}"):
-                taking("127.0.0.1", port)
+        for taking in (Shared, listener):
+            with pytest.raises(CannotListen, match=f"cannot listen on .*{holder.port}"):
+                taking("127.0.0.1", holder.port)
         for one in ours:
             one.close()
+
+
+def test_a_second_server_is_refused_while_nobody_of_the_first_listens() -> None:
+    """Its front ends are still importing, or one is being replaced."""
+    with contextlib.closing(Shared("127.0.0.1", 0)) as holder:
+        port = holder.port
+        with pytest.raises(CannotListen, match="another hotset serves there"):
+            Shared("127.0.0.1", port)
+        with contextlib.closing(Shared("127.0.0.2", port)) as elsewhere:
+            assert elsewhere.port == port
+    with contextlib.closing(Shared("127.0.0.1", port)) as again:
+        assert again.port == port
 
 
 @pytest.mark.parametrize(

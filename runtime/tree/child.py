@@ -99,6 +99,8 @@ class Slot:
         self.number = number
         self.child: Child | None = None
         self.requests = -1
+        self.folder = ""
+        """Its files, until it has ended; empty if it has none."""
         self.lives = Lives()
 
 

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Mapping, Sequence
 
 from runtime.config import Settings
-from runtime.ports import listener, shared
+from runtime.ports import CannotListen, Shared, listener
 
 
 class Ports:
@@ -20,16 +20,29 @@ class Ports:
 
     def __init__(self, settings: Settings) -> None:
         self._host = settings.host
-        self._held: dict[str, socket.socket] = {}
+        self._held: list[socket.socket | Shared] = []
         self._handed: list[socket.socket] = []
+        self._ports: dict[str, int] = {}
         envoy = settings.frontend == "envoy"
         if envoy and settings.envoy_config:
             return
-        self._held["grpc"] = shared(settings.host, settings.grpc_port)
-        take = shared if envoy else listener
-        self._held["http"] = take(settings.host, settings.http_port)
-        if not envoy:
-            self._handed.append(self._held["http"])
+        try:
+            self._share("grpc", settings.grpc_port)
+            if envoy:
+                self._share("http", settings.http_port)
+            else:
+                http = listener(settings.host, settings.http_port)
+                self._held.append(http)
+                self._handed.append(http)
+                self._ports["http"] = http.getsockname()[1]
+        except CannotListen:
+            self.close()
+            raise
+
+    def _share(self, name: str, port: int) -> None:
+        held = Shared(self._host, port)
+        self._held.append(held)
+        self._ports[name] = held.port
 
     @property
     def handed(self) -> Sequence[int]:
@@ -39,19 +52,15 @@ class Ports:
     @property
     def settings(self) -> Mapping[str, object]:
         """The ports there are, whatever was asked for."""
-        return {f"{name}_port": self._port(name) for name in self._held}
+        return {f"{name}_port": port for name, port in self._ports.items()}
 
     @property
     def addresses(self) -> Mapping[str, str]:
         """Where to dial."""
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return {name: f"{host}:{self._port(name)}" for name in self._held}
+        return {name: f"{host}:{port}" for name, port in self._ports.items()}
 
     def close(self) -> None:
         """Let others have them."""
-        for one in self._held.values():
+        for one in self._held:
             one.close()
-
-    def _port(self, name: str) -> int:
-        port: int = self._held[name].getsockname()[1]
-        return port

@@ -10,6 +10,7 @@ import torch or grpc, see a request, or wait for a child that does not answer.
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Coroutine, Mapping, Sequence
@@ -108,6 +109,9 @@ class Supervisor:
         # A second time: now, and as the system would have it.
         for child in self._children():
             child.kill("the end")
+        for slot in self._slots:
+            if slot.folder:
+                shutil.rmtree(slot.folder, ignore_errors=True)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTERM)
 
@@ -180,6 +184,7 @@ class Supervisor:
     async def _front_end(self, slot: "Slot") -> tuple[Child, int]:
         """One life, and how it ended."""
         with folder_for(self._front) as folder:
+            slot.folder = folder
             slot.requests = self._memory(f"requests-{slot.number}")
             front = slot.child = self._child(self._front, slot.number)
             begin = Begin(self._values, folder)
