@@ -105,6 +105,8 @@ class Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._threads = ThreadPoolExecutor(READERS, "folder", stand_back)
+        # Apart, and at the rank of all: a request waits for a manifest, and must not
+        # stand behind ranges of weights for it.
         self._small = ThreadPoolExecutor(READERS, "manifests")
 
     def find(self, path: str) -> Path:
