@@ -21,7 +21,6 @@ for no more than TURN_S and one call.
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from loader.load import Model
 from loader.threads import settled
@@ -34,7 +33,7 @@ from runtime.forward import Ended, alone, forward, forward_across
 from runtime.lanes import Lanes
 from runtime.line import LATE, Call, Job, Line, Witness, mates
 from runtime.lines import Lines
-from runtime.pace import TURN_S, Pace, counted
+from runtime.pace import TURN_S, Pace
 
 
 class Batcher:
@@ -125,8 +124,8 @@ class Batcher:
         began, busy = time.perf_counter(), time.thread_time()
         outcome = self._lanes.run_here(alone, model, asked)
         busy, seconds = time.thread_time() - busy, time.perf_counter() - began
-        counts = counted(seconds, busy)
-        self._pace.told(model.graph.digest, asked.signature, asked.rows, counts)
+        shape = model.graph.digest, asked.signature, asked.rows
+        self._pace.told(*shape, busy, seconds)
         self._witness(model, (0.0,), asked.rows, seconds)
         if isinstance(outcome, Exception):
             raise outcome
@@ -187,8 +186,7 @@ class Batcher:
             except Exception as error:  # noqa: BLE001 - the callers hear it
                 ended = Ended([error] * len(jobs), 0.0)
             self._finish(jobs, ended)
-            ended = replace(ended, busy=counted(ended.seconds, ended.busy))
-            call.told(self._pace, self._witness, waits, ended)
+            call.told(self._pace, self._witness, waits, ended, ended.seconds)
             return True
         lane = self._lanes.start(call.work)
         for job in jobs:

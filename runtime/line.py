@@ -105,10 +105,16 @@ class Call:
         return pace.is_short(*self._shape(), len(self.jobs))
 
     def told(
-        self, pace: Pace, witness: Witness, waits: Sequence[float], ended: Ended
+        self,
+        pace: Pace,
+        witness: Witness,
+        waits: Sequence[float],
+        ended: Ended,
+        held_up: float = 0.0,
     ) -> None:
-        """It ended. Of a shared call each model took its share."""
-        pace.told(*self._shape(), ended.busy)
+        """It ended. Of a shared call each model took its share. `held_up`: seconds that
+        the event loop was, if it ran there."""
+        pace.told(*self._shape(), ended.busy, held_up)
         share, at = ended.seconds / len(self.lines), 0
         for line, batch in zip(self.lines, self.batches, strict=True):
             witness(line.model, waits[at : at + len(batch)], self.rows, share)

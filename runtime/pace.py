@@ -35,11 +35,6 @@ KEPT = 8192
 Key = tuple[str, Signature, int]
 
 
-def counted(seconds: float, busy: float) -> float:
-    """What a call on the loop counts as, by the wall and by its thread's core."""
-    return seconds if seconds > STALL_S else busy
-
-
 class Pace:
     """Moving averages of seconds a call, by graph and the shapes of its inputs.
 
@@ -51,9 +46,17 @@ class Pace:
         self._times: dict[Key, tuple[int, float]] = {}
 
     def told(
-        self, digest: str, signature: Signature, rows: int, seconds: float
+        self,
+        digest: str,
+        signature: Signature,
+        rows: int,
+        seconds: float,
+        held_up: float = 0.0,
     ) -> None:
-        """A call of this shape took so long."""
+        """A call of this shape had a core for so long; and held the loop up for so long
+        by the wall, if it ran there."""
+        if held_up > STALL_S:
+            seconds = held_up
         key = digest, signature, (rows - 1).bit_length()
         seen, mean = self._times.get(key, (0, seconds))
         if seen == 0:

@@ -17,7 +17,7 @@ from runtime.conformance import Fitted
 from runtime.contents import Piece
 from runtime.errors import DeadlinePassed, QueueFull
 from runtime.lanes import Lanes
-from runtime.pace import STALL_S, Pace, counted
+from runtime.pace import STALL_S, Pace
 from tests.fake_models import spec_of
 
 CPU = torch.device("cpu")
@@ -379,9 +379,9 @@ async def test_what_waits_in_its_lane_is_not_taken_for_long(bench) -> None:
 def test_what_held_the_loop_up_for_long_counts_by_the_wall() -> None:
     pace = Pace()
     for _ in range(4):
-        pace.told("g", ((2,),), 1, counted(STALL_S / 2, 1e-4))
+        pace.told("g", ((2,),), 1, 1e-4, STALL_S / 2)
     assert pace.is_short("g", ((2,),), 1)
-    pace.told("g", ((2,),), 1, counted(STALL_S * 2, 1e-4))
+    pace.told("g", ((2,),), 1, 1e-4, STALL_S * 2)
     assert not pace.is_short("g", ((2,),), 1)
     for _ in range(20):
         pace.told("g", ((2,),), 1, 1e-4)
