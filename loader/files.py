@@ -5,12 +5,12 @@ mixed with the one that took its name), and its header. Must not: read the weigh
 """
 
 import os
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from loader.errors import ArtifactRefused, StoreDenied, StoreUnreachable
+from loader.folder import opened
 from loader.header import LENGTH_BYTES, MAX_HEADER
 from loader.manifest import FileRef
 from loader.spool import Spool
@@ -48,10 +48,7 @@ class OpenFile:
         """A file of a local store. `known`: what its header will turn out to be, which
         need not be read to know what goes where. Raises what a remote store would."""
         try:
-            self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            seen = os.fstat(self.fd)
-            if not stat.S_ISREG(seen.st_mode):
-                raise FileNotFoundError
+            self.fd, seen = opened(path)
             if seen.st_size != file.size:
                 raise ArtifactRefused(
                     file.name,

@@ -36,11 +36,7 @@ class LocalFile:
 
     def open(self, folder: Path, path: str) -> None:
         """Raises Missing, OSError."""
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        self._fd = os.open(plain_file(folder, path), flags)
-        seen = os.fstat(self._fd)
-        if not stat.S_ISREG(seen.st_mode):
-            raise Missing
+        self._fd, seen = opened(plain_file(folder, path))
         self.size = seen.st_size
         self.etag = f"{seen.st_ino:x}-{seen.st_mtime_ns:x}-{seen.st_size:x}"
 
@@ -144,6 +140,20 @@ class Folder:
                 file.close()
 
         return await asyncio.get_running_loop().run_in_executor(self._small, whole)
+
+
+def opened(path: Path) -> tuple[int, os.stat_result]:
+    """A descriptor of a plain file, the caller's to close, and what it is. Raises
+    OSError; FileNotFoundError if it is something else."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        seen = os.fstat(fd)
+        if not stat.S_ISREG(seen.st_mode):
+            raise FileNotFoundError
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, seen
 
 
 def plain_file(folder: Path, path: str) -> Path:
