@@ -12,7 +12,6 @@ the host tier when it leaves.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterator
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -20,17 +19,13 @@ import torch
 
 from loader.arena import rounded
 from loader.errors import DeviceFull
-from loader.fill import Filler
 from loader.host import HostTier, Kept
 from loader.manifest import ModelSpec
 from loader.memory import HostMemory, PinnedMemory, unpin
-from loader.pool import Pool
-from loader.slabs import Slabs
-from loader.spool import Spool
-from loader.store import Store
+from loader.room import Below
+from loader.slabs import SlabRoom, Slabs
 from loader.tier import Tally, Tier
 from loader.turns import ERRAND, Errand
-from loader.weights import Plans
 
 TIER = "ahead"
 
@@ -60,7 +55,7 @@ class Ahead:
         self._host = host
         self._timeout = timeout
         self._guesses: OrderedDict[str, Guess] = OrderedDict()
-        self._filler: Filler | None = None
+        self._below: Below | None = None
         self._tally = Tally()
 
     def reserve(self) -> None:
@@ -68,18 +63,11 @@ class Ahead:
         if self._pinned:
             self._slabs.reserve()
 
-    def fills_from(
-        self,
-        store: Store,
-        plans: Plans,
-        executor: Executor,
-        pool: Pool,
-        spool: Spool | None,
-    ) -> None:
+    def fills_from(self, below: Below) -> None:
         """Where its bytes come from: the tiers below, as a load's do."""
-        self._filler = Filler(store, self._slabs, plans, executor, pool, None, spool)
+        self._below = below
 
-    # -- as a load sees it: runtime.fill.Copies ----------------------------------------
+    # -- as a load sees it: loader.host.Copies ----------------------------------------
 
     @contextmanager
     def using(self, digest: str) -> Iterator[Kept | None]:
@@ -141,11 +129,12 @@ class Ahead:
         Raises loader.errors.LoadFailed, TimeoutError, CancelledError; nothing is held
         then.
         """
-        assert self._filler is not None, "Nowhere to fetch from. This is a bug."
+        assert self._below is not None, "Nowhere to fetch from. This is a bug."
         ERRAND.set(errand)
+        room = SlabRoom(self._slabs, spec.graph.sha256)
         try:
             async with asyncio.timeout(self._timeout):
-                filled = await self._filler.fill(spec)
+                filled = await self._below.fill(spec, room)
         except DeviceFull:
             return  # in no one piece; the next ones to go will make one
         except BaseException as error:

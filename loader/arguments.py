@@ -19,7 +19,7 @@ from typing import TypeVar
 import torch
 from torch import fx
 
-from loader import header
+from loader import dtypes
 from loader.errors import ArtifactRefused
 from loader.ops import FIXED, NUMBER_FOR_TENSOR, STRINGS, Kind, Param, Signature
 from loader.strictjson import (
@@ -54,7 +54,7 @@ def _by_name(*values: Named) -> dict[str, Named]:
     return {str(value).removeprefix("torch."): value for value in values}
 
 
-DTYPES = _by_name(*header.DTYPES.values(), torch.complex64, torch.complex128)
+DTYPES = _by_name(*dtypes.DTYPES.values(), torch.complex64, torch.complex128)
 MEMORY_FORMATS = _by_name(
     torch.contiguous_format,
     torch.preserve_format,

@@ -21,8 +21,8 @@ import torch
 from torch import fx
 from torch.fx import graph_module
 
-from loader import header
 from loader.arguments import Arguments, Value
+from loader.dtypes import DTYPES
 from loader.errors import ArtifactRefused
 from loader.header import MAX_TENSORS, WEIGHT_NAME, WEIGHT_NAME_MEANT
 from loader.indexed import Indexed
@@ -48,9 +48,7 @@ MAX_NODES = 20_000
 """The largest graph packed so far has 1,700; reading 100,000 took 6 s and 750 MB."""
 MAX_RANK = 16
 
-WEIGHT_DTYPES = {
-    str(dtype).removeprefix("torch."): dtype for dtype in header.DTYPES.values()
-}
+WEIGHT_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES.values()}
 """By torch's names; exactly what a header may hold."""
 
 _NODE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}")

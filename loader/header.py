@@ -14,8 +14,6 @@ import math
 import re
 from dataclasses import dataclass
 
-import torch
-
 from loader.errors import ArtifactRefused
 from loader.strictjson import INT64_MAX, array, integer, members, parse, shown, text
 
@@ -28,24 +26,11 @@ MAX_RANK = 16
 MAX_NAME = 512
 LENGTH_BYTES = 8
 
-DTYPES = {
-    "BOOL": torch.bool,
-    "U8": torch.uint8,
-    "I8": torch.int8,
-    "U16": torch.uint16,
-    "I16": torch.int16,
-    "U32": torch.uint32,
-    "I32": torch.int32,
-    "U64": torch.uint64,
-    "I64": torch.int64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-}
-"""Dense, whole-byte dtypes only."""
+ITEMSIZE = {
+    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8,
+    "I64": 8, "F8_E4M3": 1, "F8_E5M2": 1, "F16": 2, "BF16": 2, "F32": 4, "F64": 8,
+}  # fmt: skip
+"""Bytes of an item. Dense, whole-byte dtypes only."""
 
 WEIGHT_NAME = re.compile(
     rf"(?!.*\.\.)[^\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]{{1,{MAX_NAME}}}"
@@ -55,10 +40,11 @@ WEIGHT_NAME_MEANT = f"1 to {MAX_NAME} printable characters without '..'"
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """One tensor: bytes `[start, end)` of the data section."""
+    """One tensor: bytes `[start, end)` of the data section. `dtype` as the file has
+    it."""
 
     name: str
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
@@ -129,10 +115,10 @@ def _slot(name: str, value: object) -> Slot:
     text(name, f"{PLACE}: a tensor's name", WEIGHT_NAME, WEIGHT_NAME_MEANT)
     place = f"{PLACE}: tensor {shown(name, 128)}"
     found = members(value, place, ("dtype", "shape", "data_offsets"))
-    dtype = DTYPES.get(found["dtype"]) if isinstance(found["dtype"], str) else None
-    if dtype is None:
+    dtype = found["dtype"]
+    if not isinstance(dtype, str) or dtype not in ITEMSIZE:
         raise ArtifactRefused(
-            place, f"dtype {shown(found['dtype'])} is not one of {', '.join(DTYPES)}"
+            place, f"dtype {shown(dtype)} is not one of {', '.join(ITEMSIZE)}"
         )
     shape = tuple(
         integer(dim, f"{place}: shape", 0, INT64_MAX)
@@ -146,9 +132,9 @@ def _slot(name: str, value: object) -> Slot:
     )
     # Zeros count as ones here: torch multiplies the other dims of an empty tensor for
     # its strides, and that must not overflow either.
-    if math.prod(max(dim, 1) for dim in shape) * dtype.itemsize > INT64_MAX:
+    if math.prod(max(dim, 1) for dim in shape) * ITEMSIZE[dtype] > INT64_MAX:
         raise ArtifactRefused(f"{place}: shape", "its size does not fit 64 bits")
-    if end - start != math.prod(shape) * dtype.itemsize:
+    if end - start != math.prod(shape) * ITEMSIZE[dtype]:
         raise ArtifactRefused(
             f"{place}: data_offsets", "are not as far apart as its dtype and shape say"
         )

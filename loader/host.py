@@ -28,10 +28,10 @@ from loader.arena import Block, rounded
 from loader.errors import ArtifactRefused, DeviceFull
 from loader.estate import Estate, Left
 from loader.memory import DeviceMemory, HostMemory, PinnedMemory, carry, unpin
+from loader.placing import Placed, place
 from loader.slabs import Slabs
 from loader.threads import to_its_end
 from loader.tier import Tally, Tier
-from loader.weights import Placed, place
 
 
 @dataclass(eq=False, slots=True)

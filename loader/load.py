@@ -1,7 +1,7 @@
 """The loader: from a manifest to a model in device memory, and out again.
 
     size       an upper bound from model.json alone, no I/O: what the ledger books
-    load       graph (shared) beside the weights (loader/fill.py), then bind
+    load       graph (shared) beside the weights (loader/warm.py), then bind
     unload     the host tier keeps the bytes if it may; then they are free
 
 Owns: the order of these steps, and that whatever goes wrong, a cancellation too, leaves
@@ -25,15 +25,18 @@ from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.manifest import ModelSpec
 from loader.memory import DeviceMemory
-from loader.model import Filled
 from loader.model import Model as Model
+from loader.pinned import pool_for
+from loader.placing import Placings
 from loader.pool import Pool
 from loader.ranges import CHUNK as CHUNK
+from loader.room import Below, Filled
 from loader.slabs import Slabs
 from loader.spool import Spool
 from loader.store import Store
 from loader.tier import Space, Tiers
-from loader.weights import Plans
+from loader.warm import Warm
+from loader.weights import Views
 
 log = structlog.get_logger()
 
@@ -43,8 +46,9 @@ Told = Callable[[str, int, float, str], None]
 class Loader:
     """Brings models in from a store and takes them out.
 
-    `timeout`: seconds a load. `capacity`: bytes the arena may have just now. `told`:
-    hears of each load's tier, bytes, seconds and model.
+    `timeout`: seconds a load. `capacity`: bytes the arena may have just now. `below`:
+    who brings bytes from disk and store, if it is not to be made here. `told`: hears of
+    each load's tier, bytes, seconds and model.
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Loader:
         host: HostTier | None = None,
         spool: Spool | None = None,
         ahead: Ahead | None = None,
+        below: Below | None = None,
         told: Told = lambda tier, nbytes, seconds, key: None,
     ) -> None:
         self._shelf = shelf
@@ -68,22 +73,22 @@ class Loader:
         self._host = host
         self._spool = spool
         self._told = told
-        self._plans = Plans()
+        self._views = Views()
         self._models: dict[Block, Model] = {}
         self.slabs = Slabs(memory, capacity, self._moved, self._may_move)
-        pool, copies = pool or Pool(4, memory.device), ahead or host
-        self._filler = Filler(
-            store, self.slabs, self._plans, executor, pool, copies, spool
-        )
+        if below is None:
+            pool = pool or pool_for(memory.device, 4)
+            below = Filler(store, Placings(), executor, pool, spool)
+        self._warm = Warm(self.slabs, executor, ahead or host, below)
         self._ahead = ahead
         if ahead is not None:
-            ahead.fills_from(store, self._plans, executor, pool, spool)
+            ahead.fills_from(below)
         self.idle: Callable[[str], bool] = lambda key: False
         self._loads: dict[str, int] = {}
 
     def size(self, spec: ModelSpec) -> int:
         """The file's size as the arena rounds it, never less than the block's (why:
-        loader/weights.py)."""
+        loader/placing.py)."""
         return rounded(spec.weights.size)
 
     def falls_to(self, spec: ModelSpec) -> str:
@@ -161,12 +166,12 @@ class Loader:
     async def _load(self, spec: ModelSpec) -> Model:
         graph = self._shelf.known(spec)
         if graph is not None:
-            return self._bound(spec, graph, await self._filler.fill(spec))
+            return self._bound(spec, graph, await self._warm.fill(spec))
         graph_task = asyncio.get_running_loop().create_task(self._shelf.get(spec))
         # If the weights fail first, nobody reads what became of the graph.
         graph_task.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            filled = await self._filler.fill(spec)
+            filled = await self._warm.fill(spec)
             try:
                 graph = await graph_task
             except BaseException:
@@ -181,7 +186,7 @@ class Loader:
         each other; then the block is free."""
         try:
             graph.check(spec)
-            views = self._plans.views(filled.placed, graph)
+            views = self._views.of(filled.placed, graph)
             model = Model(spec, graph, views, filled, self._device)
             model.bind(self.slabs.buffer(filled.block))
         except BaseException:

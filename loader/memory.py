@@ -4,7 +4,6 @@ Owns: getting slabs, giving them back, moving bytes within them. Must not: know 
 bytes mean, who has which (loader/arena.py), or how much anybody may take.
 """
 
-import contextlib
 import ctypes
 import mmap
 from typing import Protocol
@@ -12,16 +11,10 @@ from typing import Protocol
 import torch
 
 from loader.errors import DeviceFull
+from loader.pages import pages
 
 BOUNCE = 16 << 20
 """Bytes of a GPU that a move goes through, so that it may overlap itself."""
-
-_POPULATE_WRITE = 23
-"""MADV_POPULATE_WRITE (Linux 5.14); Python has no name for it yet."""
-
-
-_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000
-"""MAP_NORESERVE (named from Python 3.13 on): addresses are taken, memory is not."""
 
 _libc = ctypes.CDLL(None)
 
@@ -154,18 +147,9 @@ def memory_on(device: torch.device) -> DeviceMemory:
 
 
 def mapped(nbytes: int, faulted: bool = False) -> torch.Tensor:
-    """`nbytes` of zeroed host memory in huge pages where the kernel has any, unmapped
-    with the last tensor on it. `faulted`: all pages are there at once, because the
-    first touch of a page costs more than copying to it (loading facts, 0.1)."""
-    try:
-        # Private: pages of a shared mapping would not go when they are told to.
-        region = mmap.mmap(-1, max(1, nbytes), flags=_FLAGS)
-    except (OSError, OverflowError, ValueError) as error:
-        raise DeviceFull("the host has no memory left for this model") from error
-    for advice in (mmap.MADV_HUGEPAGE, *([_POPULATE_WRITE] if faulted else [])):
-        # An older kernel refuses: pages then come one by one, at the first touch.
-        with contextlib.suppress(OSError):
-            region.madvise(advice)
+    """`nbytes` of zeroed host memory, unmapped with the last tensor on it; `faulted`
+    and errors: see `pages`."""
+    region = pages(nbytes, faulted)
     return torch.frombuffer(region, dtype=torch.uint8)[:nbytes]
 
 

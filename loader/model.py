@@ -4,25 +4,14 @@ Owns: the graph and the tensors of one resident model. Must not: know where its 
 came from, or let any of them out: an output is never a view into the arena.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
-from loader.arena import Block
 from loader.graph import Graph
 from loader.manifest import ModelSpec
-from loader.weights import Placed, View, bind
-
-
-@dataclass(frozen=True, slots=True)
-class Filled:
-    """A block with a model's bytes in it, verified; where from, and what took long."""
-
-    block: Block
-    placed: Placed
-    tier: str
-    seconds: Mapping[str, float]
+from loader.room import Filled
+from loader.weights import View, bind
 
 
 class Model:

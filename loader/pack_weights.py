@@ -13,7 +13,8 @@ from collections.abc import Mapping
 
 import torch
 
-from loader.header import DTYPES, LENGTH_BYTES
+from loader.dtypes import DTYPES
+from loader.header import LENGTH_BYTES
 from loader.pack_errors import PackRefused
 
 ALIGNMENT = 64

@@ -1,19 +1,22 @@
-"""The staging pool: where bytes land on their way to where the CPU cannot write.
+"""The staging pool: where bytes land on their way to where the CPU cannot write, or
+does not write them as they lie in the file.
 
-Owns: a few pages of host memory made at start (touched, in huge pages, pinned if there
-is a GPU), cut into rings, and the copies out of them. Must not: know files or models.
+Owns: rings of host memory made at start, and lending them. Must not: know files or
+models, or need torch (rings that a GPU copies from: loader/pinned.py).
 
 A loader thread borrows a ring for as long as it moves one range. While one slot is on
 its way to the device, the next is being filled and hashed.
 """
 
 import queue
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
-import torch
+import numpy as np
 
-from loader.memory import mapped, pin, unpin
+from loader.pages import pages
+from loader.room import Array
 
 SLOT = 512 << 10
 """Bytes of a slot: small enough that what was just written is hashed from the core's
@@ -22,57 +25,53 @@ own cache, large enough that a copy to a GPU is not all overhead."""
 SLOTS = 4
 
 
-class Ring:
+class Ring(Protocol):
     """Slots used in turn. One thread at a time."""
 
-    def __init__(self, memory: torch.Tensor, device: torch.device) -> None:
-        self._slots = _cut(memory, SLOT)
-        self._next = 0
-        self._stream: torch.cuda.Stream | None = None
-        self._copied: list[torch.cuda.Event] = []
-        if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-            self._copied = [
-                torch.cuda.Event()  # type: ignore[no-untyped-call]
-                for _ in self._slots
-            ]
-
-    def slot(self) -> torch.Tensor:
+    def slot(self) -> Array:
         """The next slot, free to be written: what was pushed from it has left."""
-        self._next = (self._next + 1) % len(self._slots)
-        if self._copied:
-            self._copied[self._next].synchronize()
-        return self._slots[self._next]
+        ...
 
-    def push(self, source: torch.Tensor, target: torch.Tensor) -> None:
-        """Copy (part of) the slot given last to its place on the device."""
-        with torch.cuda.stream(self._stream) if self._stream else nullcontext():
-            target.copy_(source, non_blocking=True)
-        if self._stream is not None:
-            self._copied[self._next].record(self._stream)
+    def push(self, start: int, end: int, landing: Any, to: int) -> None:
+        """Copy bytes `[start, end)` of the slot given last to `to` of a block, which is
+        what `loader.room.Room.landing` gave."""
+        ...
 
     def flush(self) -> None:
         """Return when all that was pushed is there."""
-        if self._stream is not None:
-            self._stream.synchronize()
+        ...
+
+
+class HostRing:
+    """For blocks that the CPU can write."""
+
+    def __init__(self, memory: Array) -> None:
+        self._slots = cut(memory, SLOT)
+        self._next = 0
+
+    def slot(self) -> Array:
+        """See Ring."""
+        self._next = (self._next + 1) % len(self._slots)
+        return self._slots[self._next]
+
+    def push(self, start: int, end: int, landing: Array, to: int) -> None:
+        """See Ring."""
+        np.copyto(landing[to : to + end - start], self._slots[self._next][start:end])
+
+    def flush(self) -> None:
+        """See Ring."""
 
 
 class Pool:
-    """`rings` rings; as many as there are threads that borrow, or they wait."""
+    """Those rings; as many as there are threads that borrow, or they wait."""
 
-    def __init__(self, rings: int, device: torch.device) -> None:
-        self._memory = mapped(rings * SLOTS * SLOT, faulted=True)
-        self._pinned = device.type == "cuda"
-        if self._pinned:
-            pin(self._memory)
+    def __init__(
+        self, rings: Sequence[Ring], close: Callable[[], None] = lambda: None
+    ) -> None:
+        self._close = close
         self._idle: queue.SimpleQueue[Ring] = queue.SimpleQueue()
-        for part in _cut(self._memory, SLOTS * SLOT):
-            self._idle.put(Ring(part, device))
-
-    @property
-    def nbytes(self) -> int:
-        """Host bytes it takes."""
-        return self._memory.numel()
+        for ring in rings:
+            self._idle.put(ring)
 
     @contextmanager
     def ring(self) -> Iterator[Ring]:
@@ -86,9 +85,16 @@ class Pool:
 
     def close(self) -> None:
         """No thread uses it any more."""
-        if self._pinned:
-            unpin(self._memory)
+        self._close()
 
 
-def _cut(memory: torch.Tensor, size: int) -> list[torch.Tensor]:
-    return [memory[at : at + size] for at in range(0, memory.numel(), size)]
+def host_pool(rings: int) -> Pool:
+    """For blocks that the CPU can write. Raises DeviceFull."""
+    region = pages(rings * SLOTS * SLOT, faulted=True)
+    memory = np.frombuffer(region, dtype=np.uint8)
+    return Pool([HostRing(part) for part in cut(memory, SLOTS * SLOT)])
+
+
+def cut(memory: Array, size: int) -> list[Array]:
+    """Parts of `size`."""
+    return [memory[at : at + size] for at in range(0, len(memory), size)]

@@ -15,32 +15,30 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import torch
 
 from loader.errors import ArtifactRefused
-from loader.manifest import ModelSpec
+from loader.placing import Placed, Run, cuts
 from loader.pool import SLOT, Pool, Ring
+from loader.room import Array, Wanted
 from loader.store import Changed
 from loader.verify import check
-from loader.weights import Placed, Run, cuts
 
-Array = npt.NDArray[np.uint8]
 Fill = Callable[[Array, int], None]
 """Writes the file's bytes from an offset on into an array."""
 
 
 class Pouring:
-    """One file, placed as its header says. `seconds` tells what took how long once it
-    is closed."""
+    """One file, placed as its header says. `landing`, `direct`: of its block, see
+    loader.room.Room. `seconds` tells what took how long once it is closed."""
 
     def __init__(
         self,
-        spec: ModelSpec,
+        spec: Wanted,
         placed: Placed,
-        buffer: torch.Tensor,
+        landing: Any,
         direct: bool,
         pool: Pool,
     ) -> None:
@@ -48,11 +46,11 @@ class Pouring:
         self._data_start = placed.layout.data_start
         self._header = placed.header
         self._runs = placed.placing.runs
-        self._buffer = buffer
+        self._landing = landing
         self._pool = pool
         one = (Run(0, placed.placing.nbytes, 0),)
         # The data section as it is: the CPU writes it where it belongs.
-        self._place = buffer.numpy() if direct and self._runs == one else None
+        self._place: Array | None = landing if direct and self._runs == one else None
         self._check = check(spec.weights)
         self._step = self._check.step
         self.ordered = self._check.ordered
@@ -102,10 +100,9 @@ class Pouring:
         with self._pool.ring() as ring:
             while at < end:
                 stop = self._stop(at, end)
-                slot = None
+                through = False
                 if self._place is None or at < self._data_start:
-                    slot = ring.slot()
-                    landing = slot.numpy()[: stop - at]
+                    landing, through = ring.slot()[: stop - at], True
                 else:
                     landing = self._place[at - self._data_start :][: stop - at]
                 fill(landing, at)
@@ -114,8 +111,8 @@ class Pouring:
                     self._compare(at, landing)
                 self._check.update(at, landing.data)
                 laps.end("verify")
-                if slot is not None:
-                    self._push(ring, slot, at, stop)
+                if through:
+                    self._push(ring, at, stop)
                     laps.end("copy")
                 at = stop
         with self._lock:
@@ -136,9 +133,9 @@ class Pouring:
         if landed.tobytes() != self._header[at : at + len(landed)]:
             raise Changed
 
-    def _push(self, ring: Ring, slot: torch.Tensor, at: int, stop: int) -> None:
+    def _push(self, ring: Ring, at: int, stop: int) -> None:
         for to, first, last in cuts(self._runs, at - self._data_start, stop - at):
-            ring.push(slot[first:last], self._buffer[to : to + last - first])
+            ring.push(first, last, self._landing, to)
 
 
 class Laps:

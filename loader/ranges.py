@@ -22,7 +22,7 @@ from cachetools import LRUCache
 
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.header import LENGTH_BYTES
-from loader.manifest import ModelSpec
+from loader.room import Wanted
 from loader.store import Changed, Missing, Store
 from loader.threads import settled
 from loader.verify import Damaged
@@ -48,12 +48,12 @@ class Ranges:
         self._etags: LRUCache[tuple[str, str], str] = LRUCache(65536)
         self._slots = asyncio.Semaphore(PARALLEL_ALL)
 
-    def forget(self, spec: ModelSpec) -> None:
+    def forget(self, spec: Wanted) -> None:
         """The file is another one than it was."""
         self._etags.pop(_name(spec), None)
 
     @asynccontextmanager
-    async def reading(self, spec: ModelSpec) -> AsyncIterator["Reading"]:
+    async def reading(self, spec: Wanted) -> AsyncIterator["Reading"]:
         """The file, on its way as long as the block lasts."""
         if not spec.weights.size:
             raise ArtifactRefused(spec.weights.name, "is empty")
@@ -74,7 +74,7 @@ class Reading:
     """
 
     def __init__(
-        self, store: Store, slots: asyncio.Semaphore, spec: ModelSpec, etag: str | None
+        self, store: Store, slots: asyncio.Semaphore, spec: Wanted, etag: str | None
     ) -> None:
         self._store = store
         self._slots = slots
@@ -203,6 +203,6 @@ class Reading:
         self.etag = self.etag if etag is None else etag
 
 
-def _name(spec: ModelSpec) -> tuple[str, str]:
+def _name(spec: Wanted) -> tuple[str, str]:
     """Another content is another file, whatever its path."""
     return f"{spec.directory}/{spec.weights.name}", spec.weights.identity

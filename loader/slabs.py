@@ -20,11 +20,38 @@ from loader.arena import LARGEST_GRANULE, Arena, Block, Slab, rounded
 from loader.compaction import MayMove, Move
 from loader.errors import DeviceFull
 from loader.memory import DeviceMemory
+from loader.room import Array
 
 log = structlog.get_logger()
 
 ATTEMPTS = 4
 """Plans for one load before it is refused: others come and go between two moves."""
+
+
+class SlabRoom:
+    """Room for one model (loader.room.Room). `group`: of those it had best lie by."""
+
+    def __init__(self, slabs: "Slabs", group: str) -> None:
+        self._slabs = slabs
+        self._group = group
+
+    @property
+    def direct(self) -> bool:
+        """See Room."""
+        return self._slabs.memory.direct
+
+    async def find(self, nbytes: int) -> Block:
+        """See Room."""
+        return await self._slabs.find(nbytes, self._group)
+
+    def landing(self, block: Block) -> "Array | torch.Tensor":
+        """See Room."""
+        buffer = self._slabs.buffer(block)
+        return buffer.numpy() if buffer.device.type == "cpu" else buffer
+
+    def free(self, block: Block) -> None:
+        """See Room."""
+        self._slabs.free(block)
 
 
 class Slabs:

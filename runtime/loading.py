@@ -22,7 +22,7 @@ from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.load import Loader
 from loader.memory import memory_on
-from loader.pool import Pool
+from loader.pinned import pool_for
 from loader.spool import Spool
 from loader.store import Store
 from loader.threads import stand_back
@@ -62,7 +62,7 @@ async def loading(
         stack.enter_context(_taking_turns())
         host, ahead, spool = None, None, None
         try:
-            pool = Pool(settings.concurrent_loads, device)
+            pool = pool_for(device, settings.concurrent_loads)
             stack.callback(pool.close)
             if settings.host_cache:
                 host = HostTier(settings.host_cache, device, threads, estate)

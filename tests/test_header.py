@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from loader import weights
+from loader import placing
+from loader.dtypes import DTYPES
 from loader.errors import ArtifactRefused
-from loader.header import DTYPES, read_header
+from loader.header import ITEMSIZE, read_header
 from loader.pack_weights import safetensors_bytes
-from loader.weights import Plans, place
+from loader.placing import Placings, place
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -25,16 +26,21 @@ def _file(header: object, size: int = 8, text: bytes | None = None) -> bytes:
 
 def test_a_large_header_is_not_remembered_for_any_file(monkeypatch) -> None:
     data = _file({"a": F32})
-    placed, plans = place(data, len(data)), Plans()
+    placed, plans = place(data, len(data)), Placings()
     plans.verified("small", placed)
     assert plans.of("small") is placed
-    monkeypatch.setattr(weights, "MAX_REMEMBERED", len(placed.header) - 1)
+    monkeypatch.setattr(placing, "MAX_REMEMBERED", len(placed.header) - 1)
     plans.verified("large", placed)
     assert plans.of("large") is None
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-def test_what_the_library_writes_reads(dtype: torch.dtype) -> None:
+def test_sizes_are_those_of_the_dtypes() -> None:
+    assert {name: dtype.itemsize for name, dtype in DTYPES.items()} == ITEMSIZE
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_what_the_library_writes_reads(name: str) -> None:
+    dtype = DTYPES[name]
     data = save(
         {
             "odd": torch.zeros(3, 5).to(dtype),
@@ -45,9 +51,9 @@ def test_what_the_library_writes_reads(dtype: torch.dtype) -> None:
     )
     layout = read_header(data, len(data))
     assert {slot.name: (slot.dtype, slot.shape) for slot in layout.tensors} == {
-        "odd": (dtype, (3, 5)),
-        "scalar": (dtype, ()),
-        "empty": (dtype, (0, 7)),
+        "odd": (name, (3, 5)),
+        "scalar": (name, ()),
+        "empty": (name, (0, 7)),
     }
     assert layout.tensors[-1].end == len(data) - layout.data_start
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -25,7 +26,7 @@ from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.load import Loader
 from loader.memory import HostMemory, mapped
-from loader.pool import SLOT, Pool
+from loader.pool import SLOT, host_pool
 from loader.ranges import CHUNK
 from loader.spool import Spool
 from tests import tiny_models
@@ -417,15 +418,15 @@ async def test_a_file_that_was_here_before_is_verified_all_the_same(
 
 
 def test_a_ring_gives_its_slots_in_turn() -> None:
-    pool = Pool(1, CPU)
-    target = torch.zeros(10 * SLOT, dtype=torch.uint8)
+    pool = host_pool(1)
+    target = np.zeros(10 * SLOT, dtype=np.uint8)
     with pool.ring() as ring:
         seen = []
         for index in range(10):
             slot = ring.slot()
-            seen.append(slot.data_ptr())
-            slot.fill_(index)
-            ring.push(slot, target[index * SLOT : (index + 1) * SLOT])
+            seen.append(slot.ctypes.data)
+            slot.fill(index)
+            ring.push(0, SLOT, target, index * SLOT)
     assert len(set(seen)) == 4
     assert target[::SLOT].tolist() == list(range(10))
 
