@@ -191,6 +191,15 @@ class Arena:
         block.slab = None
         self.held -= block.nbytes
 
+    def trim(self, block: Block, nbytes: int) -> None:
+        """The block needs only its first `nbytes`."""
+        need = rounded(nbytes)
+        if block.slab is None or need >= block.nbytes:
+            return
+        block.slab.left.append((block.start + need, block.end))
+        self.held -= block.nbytes - need
+        block.nbytes = need
+
     def move(self, block: Block, slab: Slab, start: int) -> None:
         """The block's bytes have been copied: it lives at `start` of `slab` now."""
         if block.slab is None or not slab.is_free(start, start + block.nbytes, block):
@@ -231,16 +240,29 @@ class Arena:
             raise AssertionError("A slab in use was dropped. This is a bug.")
         self.slabs.remove(slab)
 
-    def shed(self) -> list[tuple[Slab, int, int]]:
-        """(slab, start, end) of what must be given back for the touched bytes to be no
-        more than the capacity; it counts as never touched from now on."""
+    def shed(self) -> list[Block]:
+        """What must be given back for the touched bytes to be no more than the
+        capacity. Nobody's, and nobody may have it, until `shed_done`; it counts as
+        never touched from now on."""
         over, going = self.touched - self.capacity(), []
         for slab in self.slabs:
             while over > 0 and slab.left:
                 start, end = slab.left.pop(0)
-                going.append((slab, start, end))
+                part = -(-over // LARGEST_GRANULE) * LARGEST_GRANULE
+                if end - start > part:
+                    slab.left.insert(0, (start, end - part))
+                    start = end - part
+                block = Block(slab, start, end - start, "")
+                insort(slab.blocks, block, key=lambda b: b.start)
+                going.append(block)
                 over -= end - start
         return going
+
+    def shed_done(self, block: Block) -> None:
+        """Its pages are gone: others may have the place."""
+        assert block.slab is not None
+        block.slab.blocks.remove(block)
+        block.slab = None
 
     def surplus(self) -> list[Slab]:
         """Empty slabs that the capacity has no room for any more."""

@@ -7,10 +7,14 @@ A move runs on the event loop itself, one block at a time: nobody can take a lea
 model while its bytes move, and no lock is needed to say so. On a GPU that is some
 0.1 ms for 200 MB, in host memory some 20 ms; and only where fragmentation, not the
 budget, would refuse a load.
+
+Memory is given back in a thread: 12 MB of it can take as many milliseconds. Until that
+is done nobody gets a block there; meanwhile as much may be touched as one load brings.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import structlog
 import torch
@@ -21,6 +25,7 @@ from loader.compaction import MayMove, Move
 from loader.errors import DeviceFull
 from loader.memory import DeviceMemory
 from loader.room import Array
+from loader.threads import stand_back
 
 log = structlog.get_logger()
 
@@ -49,6 +54,10 @@ class SlabRoom:
         buffer = self._slabs.buffer(block)
         return buffer.numpy() if buffer.device.type == "cpu" else buffer
 
+    def trim(self, block: Block, nbytes: int) -> None:
+        """See Room."""
+        self._slabs.arena.trim(block, nbytes)
+
     def free(self, block: Block) -> None:
         """See Room."""
         self._slabs.free(block)
@@ -71,10 +80,13 @@ class Slabs:
         self._may_move = may_move
         self._tensors: dict[Slab, torch.Tensor] = {}
         self._compacting = asyncio.Lock()
+        self._behind: ThreadPoolExecutor | None = None
+        self._shedding: list[tuple[Block, Future[None]]] = []
 
     def take(self, nbytes: int, group: str = "") -> Block | None:
         """A block, from a hole or a new slab; None if the arena has no room for it in
         one piece. Raises DeviceFull if the device has less than the capacity says."""
+        self._shed_done()
         block = self.arena.take(nbytes, group)
         if block is None:
             size, in_the_way = self.arena.growth(nbytes)
@@ -84,7 +96,7 @@ class Slabs:
             tensor = self.memory.slab(size)
             self._tensors[self.arena.add(size)] = tensor
             block = self.arena.take(nbytes, group)
-        self._shed()  # what the block will touch, others must have left
+        self._shed()  # what the block will touch, others must leave
         return block
 
     def restore(self, place: tuple[int, int], nbytes: int) -> Block | None:
@@ -126,6 +138,11 @@ class Slabs:
     async def find(self, nbytes: int, group: str) -> Block:
         """A block, moving others aside if it takes that. Raises DeviceFull."""
         block = self.take(nbytes, group)
+        if block is None and self._shedding:
+            await asyncio.wait(
+                [asyncio.wrap_future(done) for _, done in self._shedding]
+            )
+            block = self.take(nbytes, group)
         if block is not None:
             return block
         async with self._compacting:
@@ -166,12 +183,27 @@ class Slabs:
         self._shed()
 
     def _shed(self) -> None:
-        if self.arena.lazy:
-            for slab, start, end in self.arena.shed():
-                self.memory.shed(self._tensors[slab][start:end])
+        for block in self.arena.shed() if self.arena.lazy else ():
+            buffer = self.buffer(block)
+            if self._behind is None:
+                self._behind = ThreadPoolExecutor(1, "shed", stand_back)
+            done = self._behind.submit(self.memory.shed, buffer)
+            self._shedding.append((block, done))
+
+    def _shed_done(self) -> None:
+        still = []
+        for block, done in self._shedding:
+            if done.done():
+                self.arena.shed_done(block)
+            else:
+                still.append((block, done))
+        self._shedding = still
 
     def close(self) -> None:
         """All that is empty goes."""
+        if self._behind is not None:
+            self._behind.shutdown()
+            self._shed_done()
         self._drop([slab for slab in self.arena.slabs if not slab.blocks])
 
     def _drop(self, slabs: Sequence[Slab]) -> None:
