@@ -53,6 +53,11 @@ class Filler:
         self._spool = spool
         self._ranges = Ranges(store)
 
+    @property
+    def pid(self) -> int:
+        """See Below."""
+        return 0
+
     async def fill(self, spec: Wanted, room: Room) -> Filled:
         """See Below."""
         filled = await self._from_disk(spec, room)

@@ -79,6 +79,7 @@ class Loader:
         if below is None:
             pool = pool or pool_for(memory.device, 4)
             below = Filler(store, Placings(), executor, pool, spool)
+        self._below = below
         self._warm = Warm(self.slabs, executor, ahead or host, below)
         self._ahead = ahead
         if ahead is not None:
@@ -112,9 +113,8 @@ class Loader:
             arena.compactions, arena.moved_bytes,
         )  # fmt: skip
         below = (self._ahead, self._host, self._spool)
-        return Tiers(
-            space, dict(self._loads), tuple(t.tier() for t in below if t is not None)
-        )
+        tiers = tuple(t.tier() for t in below if t is not None)
+        return Tiers(space, dict(self._loads), tiers, self._below.pid)
 
     def bytes_below(self, spec: ModelSpec) -> dict[str, int]:
         """The model's bytes in the tiers below the device."""

@@ -55,6 +55,10 @@ class Room(Protocol):
         pool's rings push to (loader/pinned.py)."""
         ...
 
+    def trim(self, block: Block, nbytes: int) -> None:
+        """It needs only its first `nbytes`."""
+        ...
+
     def free(self, block: Block) -> None:
         """It came to nothing: nobody writes there any more."""
         ...
@@ -72,6 +76,11 @@ class Filled:
 
 class Below(Protocol):
     """The tiers below the device, and the store."""
+
+    @property
+    def pid(self) -> int:
+        """Of the process that loads just now; 0: this one."""
+        ...
 
     async def fill(self, spec: Wanted, room: Room) -> Filled:
         """A block with the model's bytes in it, from the nearest of them.

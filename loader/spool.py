@@ -19,7 +19,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -46,12 +46,19 @@ _NAME = re.compile(r"[0-9a-f]{64}")
 class Spool:
     """Up to `capacity` bytes of files in `folder`, by digest.
 
-    Reads happen in the loader's threads and writes in one of our own, so the index has
-    a lock, held for no longer than a look-up.
+    `changed` is told of each file that came or was used (its size) or went (0), in
+    whichever thread. Reads happen in the loader's threads and writes in one of our own,
+    so the index has a lock, held for no longer than a look-up.
     """
 
-    def __init__(self, folder: Path, capacity: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        capacity: int,
+        changed: Callable[[str, int], None] = lambda digest, size: None,
+    ) -> None:
         self.capacity = capacity
+        self._changed = changed
         self._folder = folder
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()
@@ -59,7 +66,8 @@ class Spool:
         self._pending = 0
         self._paused_until = 0.0
         self._scanned = 0.0
-        self._tally = Tally()
+        self._tally, self._elsewhere = Tally(), Tally()
+        self._others_up = True
         self._writer = ThreadPoolExecutor(1, "spool", stand_back)
         self._writer.submit(self._begin)
 
@@ -131,6 +139,17 @@ class Spool:
             self._pending += size
         self._writer.submit(self._write, digest, parts, size)
 
+    def heard(self, digest: str, size: int) -> None:
+        """Another process that shares the folder with us says what `changed` does."""
+        if size:
+            self._used(digest, size)
+        else:
+            self._forget(digest)
+
+    def counted(self, elsewhere: Tally, up: bool) -> None:
+        """What it has counted so far, and whether it writes."""
+        self._elsewhere, self._others_up = elsewhere, up
+
     def flush(self) -> None:
         """Return when what was put before is written (or was refused)."""
         self._writer.submit(lambda: None).result()
@@ -141,11 +160,11 @@ class Spool:
 
     def tier(self) -> Tier:
         """How it stands."""
-        t = self._tally
+        t = self._tally + self._elsewhere
         return Tier(
             "disk", self.capacity, self._held, len(self._sizes),
             t.hits, t.misses, t.evictions, t.failures,
-            time.monotonic() >= self._paused_until,
+            time.monotonic() >= self._paused_until and self._others_up,
         )  # fmt: skip
 
     def _write(self, digest: str, parts: Iterable[memoryview], size: int) -> None:
@@ -207,10 +226,12 @@ class Spool:
             self._held += size - self._sizes.get(digest, 0)
             self._sizes[digest] = size
             self._sizes.move_to_end(digest)
+        self._changed(digest, size)
 
     def _forget(self, digest: str) -> None:
         with self._lock:
             self._held -= self._sizes.pop(digest, 0)
+        self._changed(digest, 0)
 
     def _remove(self, digest: str) -> None:
         self._forget(digest)

@@ -69,6 +69,9 @@ class Store:
         self._backend = backend
         self.scheme = scheme
         self._folder = folder
+        self.url = ""
+        """Where another process finds the same store, by `open`; empty: it cannot. May
+        hold a password: not to be shown."""
 
     @classmethod
     def open(cls, url: str, environ: Mapping[str, str] = os.environ) -> "Store":
@@ -76,6 +79,13 @@ class Store:
 
         Raises ValueError, saying what to do, for a URL that is none of these.
         """
+        store = cls._opened(url, environ)
+        if environ is os.environ and store.scheme != "memory":
+            store.url = url
+        return store
+
+    @classmethod
+    def _opened(cls, url: str, environ: Mapping[str, str]) -> "Store":
         if "://" not in url:
             root = Path(url).expanduser()
             if not root.is_dir():
@@ -91,7 +101,7 @@ class Store:
         if scheme == "memory":
             return cls(MemoryStore(), scheme)
         if scheme == "file":
-            return cls.open(urlsplit(url).path, environ)
+            return cls._opened(urlsplit(url).path, environ)
         config = s3_config(environ) if scheme in ("s3", "s3a") else {}
         options = client_options(environ)
         options.update(fence(scheme, environ))

@@ -34,6 +34,14 @@ class Tally:
     evictions: int = 0
     failures: int = 0
 
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.hits + other.hits,
+            self.misses + other.misses,
+            self.evictions + other.evictions,
+            self.failures + other.failures,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Space:
@@ -51,8 +59,10 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class Tiers:
-    """All of it, and the loads by the tier that served them."""
+    """All of it, and the loads by the tier that served them. `porter`: the process that
+    loads for us, 0 if there is none."""
 
     space: Space = field(default_factory=Space)
     loads: dict[str, int] = field(default_factory=dict)
     below: tuple[Tier, ...] = ()
+    porter: int = 0

@@ -20,9 +20,10 @@ T = TypeVar("T")
 
 @dataclass(eq=False, slots=True)
 class Errand:
-    """Why bytes are moved."""
+    """Why bytes are moved. `hurried`: told when it becomes urgent."""
 
     urgent: bool = True
+    hurried: Callable[[], None] | None = None
 
 
 ERRAND: ContextVar[Errand | None] = ContextVar("errand", default=None)
@@ -57,6 +58,8 @@ class Turns:
         """A request waits for it as well now."""
         errand.urgent = True
         self._urgent.add(errand)
+        if errand.hurried is not None:
+            errand.hurried()
         self._let_go()
 
     def call_off(self, errand: Errand) -> None:

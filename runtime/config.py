@@ -196,6 +196,14 @@ class Settings(BaseSettings):
     concurrent_loads: int = Field(
         4, ge=1, le=256, title="COUNT", description="Loads at a time. Default: 4."
     )
+    loader: Literal["auto", "threads", "process"] = Field(
+        "auto",
+        title="MODE",
+        description="Where weights are read and verified: in threads of the engine, or "
+        "in a process of its own, which takes 40 MB and keeps loads from slowing "
+        "answers. auto: a process, once there were 16 loads, where --device is cpu and "
+        "there is more than one core. Default: auto.",
+    )
     load_timeout: Interval = Field(
         120.0,
         title="SECONDS",

@@ -5,9 +5,10 @@ Owns: making them and taking them apart in order. Must not: hold logic of its ow
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections.abc import AsyncIterator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +19,22 @@ from eviction.ledger import Ledger
 from loader.ahead import Ahead
 from loader.errors import DeviceFull
 from loader.estate import Estate
+from loader.fill import Filler
 from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.load import Loader
 from loader.memory import memory_on
 from loader.pinned import pool_for
+from loader.placing import Placings
+from loader.room import Below
+from loader.shared import SharedMemory
 from loader.spool import Spool
 from loader.store import Store
 from loader.threads import stand_back
 from loader.turns import Crew, Turns
 from runtime.config import Settings
+from runtime.porter.messages import Begin
+from runtime.porter.porter import Porter
 
 TURN_S = 0.0005
 """How long a loading thread may keep the event loop from Python (`_taking_turns`)."""
@@ -58,46 +65,95 @@ async def loading(
     """A loader whose arena has what the ledger has. Raises Unservable."""
     turns = Turns()
     threads = ThreadPoolExecutor(settings.concurrent_loads, "loader", stand_back)
+    crew = Crew(threads, turns)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_taking_turns())
-        host, ahead, spool = None, None, None
         try:
             pool = pool_for(device, settings.concurrent_loads)
             stack.callback(pool.close)
-            if settings.host_cache:
-                host = HostTier(settings.host_cache, device, threads, estate)
-                stack.callback(host.close)
-                await asyncio.to_thread(host.reserve)
-            if settings.prefetch:
-                ahead = Ahead(settings.prefetch, device, host, settings.load_timeout)
-                stack.callback(ahead.close)
-                await asyncio.to_thread(ahead.reserve)
+            host, ahead = await _copies(settings, device, threads, estate, stack)
         except DeviceFull as error:
             raise Unservable(
                 "the host has not the memory that --host-cache and --prefetch ask "
                 "for, or the container may not lock it (ulimit -l); ask for less"
             ) from error
+        spool = None
         if settings.disk_cache:
             spool = Spool(Path(settings.disk_cache), settings.disk_cache_size)
             stack.push_async_callback(asyncio.to_thread, spool.close)
         stack.callback(threads.shutdown)
         shelf = GraphShelf(store, device, threads, settings.max_graphs, spool)
         stack.push_async_callback(shelf.aclose)
+        placings = Placings()
+        below: Below = Filler(store, placings, crew, pool, spool)
+        memory = memory_on(device)
+        if may_be_apart(settings, store, device):
+            memory = shared = SharedMemory()
+            begin = _begin(settings, store)
+            porter = Porter(below, placings, shared, crew, begin, spool)
+            below = await stack.enter_async_context(
+                porter.living(settings.loader == "process")
+            )
         loader = Loader(
             store,
             shelf,
-            memory_on(device),
-            Crew(threads, turns),
+            memory,
+            crew,
             settings.load_timeout,
             capacity=lambda: ledger.capacity,
-            pool=pool,
             host=host,
             spool=spool,
             ahead=ahead,
+            below=below,
             told=costs.told,
         )
         stack.callback(loader.slabs.close)
         yield Bringing(loader, turns, ahead)
+
+
+async def _copies(
+    settings: Settings,
+    device: torch.device,
+    threads: Executor,
+    estate: Estate | None,
+    stack: contextlib.AsyncExitStack,
+) -> tuple[HostTier | None, Ahead | None]:
+    """The tiers that keep verified bytes in host memory. Raises DeviceFull."""
+    host, ahead = None, None
+    if settings.host_cache:
+        host = HostTier(settings.host_cache, device, threads, estate)
+        stack.callback(host.close)
+        await asyncio.to_thread(host.reserve)
+    if settings.prefetch:
+        ahead = Ahead(settings.prefetch, device, host, settings.load_timeout)
+        stack.callback(ahead.close)
+        await asyncio.to_thread(ahead.reserve)
+    return host, ahead
+
+
+def may_be_apart(settings: Settings, store: Store, device: torch.device) -> bool:
+    """True if weights may come in by a process of their own (runtime/porter/)."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
+    fit = device.type == "cpu" and cores > 0 and bool(store.url)
+    # A class of a script that runs cannot be found from another process.
+    fit = fit and type(store).__module__ != "__main__"
+    return (
+        fit
+        and settings.loader != "threads"
+        and (settings.loader == "process" or cores > 1)
+    )
+
+
+def _begin(settings: Settings, store: Store) -> Begin:
+    kind = type(store)
+    return Begin(
+        f"{kind.__module__}:{kind.__qualname__}",
+        store.url,
+        settings.disk_cache or "",
+        settings.disk_cache_size,
+        settings.concurrent_loads,
+        (settings.log_format, settings.log_level),
+    )
 
 
 @contextlib.contextmanager

@@ -25,6 +25,11 @@ def tier_metrics(tiers: Tiers) -> Iterator[Metric]:
     for tier in ("host", "disk", "store"):
         loads.add_metric((tier,), tiers.loads.get(tier, 0))
     yield loads
+    yield GaugeMetricFamily(
+        "hotset_porter_up",
+        "1 while a process of its own brings weights in (--loader).",
+        value=int(tiers.porter > 0),
+    )
     yield from _below(tiers.below)
     yield from _prefetch(tiers.below)
 

@@ -12,7 +12,6 @@ import gc
 import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
-from datetime import timedelta
 
 import pytest
 import torch
@@ -35,6 +34,7 @@ from runtime.observer import NullObserver
 from tests import fault_server as faults
 from tests import tiny_models
 from tests.fault_server import BUCKET, FaultServer
+from tests.quick_store import QuickStore
 
 ENDLESS = 1 << 30
 LARGE = 2 * CHUNK + 12345
@@ -121,16 +121,7 @@ def shelf() -> Iterator[dict[str, bytes]]:
 
 @pytest.fixture
 async def server(shelf, monkeypatch) -> AsyncIterator[FaultServer]:
-    quick = {
-        "max_retries": 3,
-        "retry_timeout": timedelta(seconds=GENEROUS),
-        "backoff": {
-            "init_backoff": timedelta(milliseconds=5),
-            "max_backoff": timedelta(milliseconds=20),
-            "base": 2,
-        },
-    }
-    monkeypatch.setattr(loader.store, "RETRIES", quick)
+    monkeypatch.setattr(loader.store, "RETRIES", loader.store.RETRIES)  # set back
     server = FaultServer()
     server.objects.update(shelf)
     async with server.running():
@@ -142,16 +133,22 @@ async def server(shelf, monkeypatch) -> AsyncIterator[FaultServer]:
 
 
 @contextlib.asynccontextmanager
-async def engine_over(server: FaultServer, load_timeout: float = GENEROUS):
+async def engine_over(
+    server: FaultServer, load_timeout: float = GENEROUS, loader: str = "threads"
+):
     """An engine that serves `well`; what it leaves behind is looked at."""
     before = asyncio.all_tasks()
+    store = QuickStore.open(f"s3://{BUCKET}")
     settings = Settings(
         store=f"s3://{BUCKET}",
         device="cpu",
         budget="64MiB",
         load_timeout=load_timeout,
+        loader=loader,
     )
-    async with composed(settings, NullObserver()) as engine:
+    async with composed(settings, NullObserver(), store=store) as engine:
+        if loader == "process":
+            await until_carried(engine)
         assert await ask(engine, "well") == [2.0] * 4
         yield engine
         assert await ask(engine, "well") == [2.0] * 4
@@ -161,6 +158,12 @@ async def engine_over(server: FaultServer, load_timeout: float = GENEROUS):
     assert large_tensors() == []
     left = {task for task in asyncio.all_tasks() - before if not server.owns(task)}
     assert left == set()
+
+
+async def until_carried(engine) -> None:
+    """There is a process that loads; the test's time limit is the bound."""
+    while not (await engine.snapshot()).tiers.porter:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
 
 
 def large_tensors() -> list[tuple[int, ...]]:
@@ -241,6 +244,30 @@ async def test_a_fault(server, monkeypatch, case: str, place: str, way: str) -> 
         else:
             assert isinstance(result, expect), repr(result)
             assert await only_well_is_held(engine)
+
+
+@pytest.mark.parametrize("place", ["start", "middle"])
+@pytest.mark.parametrize("case", CASES)
+async def test_a_fault_that_a_porter_meets(
+    server, monkeypatch, case: str, place: str
+) -> None:
+    """The same answers, from the other process."""
+    verified_by(server, "chunks")
+    limit = SHORT if case in HANGING else GENEROUS
+    fault, times, expected = CASES[case]
+    expect = expected[list(PLACES).index(place)]
+    async with engine_over(server, limit, "process") as engine:
+        server.breaks(fault, *PLACES[place], times)
+        asking = asyncio.create_task(outcome(engine, server))
+        await struck(server, asking)
+        assert await ask(engine, "well") == [2.0] * 4
+        result = await asking
+        if expect is HEALS:
+            assert result is HEALS
+        else:
+            assert isinstance(result, expect), repr(result)
+            assert await only_well_is_held(engine)
+        assert (await engine.snapshot()).tiers.porter, "it lives on"
 
 
 @pytest.mark.parametrize("place", PLACES)

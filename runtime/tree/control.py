@@ -1,20 +1,15 @@
 """What the supervisor and its children say to each other: rare, small, and with file
 descriptors where they belong.
 
-Owns: the messages, and one end of a socket pair that keeps their borders
-(SOCK_SEQPACKET). Must not: carry requests (runtime/link/).
+Owns: the messages. Must not: carry requests (runtime/link/).
 """
 
-import asyncio
-import os
 import socket
 from collections.abc import Callable, Sequence
 
 import msgspec
 
-LARGEST = 192 << 10
-"""Bytes of a message; Linux' default buffer takes 208 KiB."""
-MOST_FDS = 4
+from runtime.link.packets import LARGEST, Packets
 
 
 class Begin(msgspec.Struct, tag=True):
@@ -70,13 +65,11 @@ class Unlinked(msgspec.Struct, tag=True):
 
 Message = Begin | Meet | Stop | Up | Unfit | Beat | Residents | Unlinked
 
-_encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
 
 
-class Control:
-    """One end. `heard` gets each message with its descriptors, which are its own from
-    then on; `lost` is called when the other side is gone."""
+class Control(Packets[Message]):
+    """One end of it."""
 
     def __init__(
         self,
@@ -84,49 +77,7 @@ class Control:
         heard: Callable[[Message, Sequence[int]], None],
         lost: Callable[[], None],
     ) -> None:
-        end.setblocking(False)
-        self._end = end
-        self._heard = heard
-        self._lost = lost
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(end.fileno(), self.drain)
-
-    def say(self, message: Message, fds: Sequence[int] = ()) -> bool:
-        """False: the other side is gone, or does not listen and has not for long."""
-        try:
-            socket.send_fds(self._end, [_encoder.encode(message)], fds)
-        except OSError:
-            return False
-        return True
-
-    def close(self) -> None:
-        """Hear nothing more."""
-        if self._end.fileno() >= 0:
-            self._loop.remove_reader(self._end.fileno())
-            self._end.close()
-
-    def drain(self) -> None:
-        """Hear all that has arrived."""
-        while self._end.fileno() >= 0:
-            try:
-                data, fds, _, _ = socket.recv_fds(
-                    self._end, LARGEST + 4096, MOST_FDS, socket.MSG_CMSG_CLOEXEC
-                )
-            except BlockingIOError:
-                return
-            except OSError:
-                data, fds = b"", []
-            if not data:
-                self.close()
-                self._lost()
-                return
-            try:
-                message = _decoder.decode(data)
-            except msgspec.DecodeError:
-                for fd in fds:
-                    os.close(fd)
-                raise
-            self._heard(message, fds)
+        super().__init__(end, _decoder, heard, lost)
 
 
 def first_of(end: socket.socket) -> Message | None:

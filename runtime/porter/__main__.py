@@ -1,0 +1,13 @@
+"""`python -m runtime.porter FD PARENT`: a porter, called by nobody but its engine
+(runtime/porter/process.py)."""
+
+import sys
+
+from runtime.tree.orphan import die_with
+
+if __name__ == "__main__":
+    fd, parent = sys.argv[1:]
+    die_with(int(parent))
+    from runtime.porter.child import main
+
+    main(int(fd))

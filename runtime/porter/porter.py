@@ -1,0 +1,250 @@
+"""The porter as the engine sees it: one more way to fill a block.
+
+Owns: when there is one, who waits for what it was asked, and that its death costs a
+load no more than time: whatever it did not bring is brought by threads of our own, as
+it is while there is no porter. Must not: read or verify anything itself.
+
+A block that it was given is freed when it has answered or has been reaped, never
+before: until then it may write there.
+"""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from functools import partial
+
+import structlog
+
+from loader.placing import Placed, Placings, place
+from loader.room import Below, Filled, Room, Wanted
+from loader.shared import Ground, SharedMemory
+from loader.spool import Spool
+from loader.threads import settled, to_its_end
+from loader.tier import Tally
+from loader.turns import ERRAND
+from runtime.porter.messages import (
+    CALLED_OFF,
+    UNTOLD,
+    Begin,
+    CallOff,
+    Came,
+    Disk,
+    Done,
+    Failed,
+    Hurry,
+    Report,
+    Up,
+    Went,
+    error_of,
+    fill_of,
+    fits,
+)
+from runtime.porter.process import Process
+from runtime.tree.lives import Lives
+
+log = structlog.get_logger()
+
+AFTER = 16
+"""Loads of a server before it gets a porter. One whose models all fit has no use for
+it: it takes 40 MB and half a second of CPU time to begin."""
+
+SLOW_S = 30.0
+"""For a load that was called off to say so; then its process is hung, and is killed."""
+
+
+class Gone(Exception):
+    """The process ended before it answered, or does not listen."""
+
+
+class Porter:
+    """A `Below` that has its bytes brought. `local`: who brings them otherwise."""
+
+    def __init__(
+        self,
+        local: Below,
+        placings: Placings,
+        memory: SharedMemory,
+        executor: Executor,
+        begin: Begin,
+        spool: Spool | None,
+        after: int = AFTER,
+    ) -> None:
+        self._local = local
+        self._placings = placings
+        self._memory = memory
+        self._executor = executor
+        self._begin = begin
+        self._spool = spool
+        self._after = after
+        self._seen = 0
+        self._loop = asyncio.get_running_loop()
+        self._calls: dict[int, asyncio.Future[Done | Failed]] = {}
+        self._numbers = itertools.count(1)
+        self._process: Process | None = None
+        self._up = False
+        self._closed = False
+        self._lives = Lives()
+        self._next: asyncio.TimerHandle | None = None
+        self._past, self._present = Tally(), Tally()
+        memory.came, memory.went = self._came, self._went
+
+    @property
+    def pid(self) -> int:
+        """See Below."""
+        return self._process.pid if self._process is not None and self._up else 0
+
+    async def fill(self, spec: Wanted, room: Room) -> Filled:
+        """See Below."""
+        self._seen += 1
+        if self._seen > self._after and self._process is None and self._next is None:
+            self.start()
+        if self._up and room.direct and fits(spec.weights):
+            try:
+                return await self._brought(spec, room)
+            except Gone:
+                log.warning("a load is begun anew without the porter", model=spec.name)
+        return await self._local.fill(spec, room)
+
+    def start(self) -> None:
+        """Begin a life of it, if there is none."""
+        self._next = None
+        if self._closed or self._process is not None:
+            return
+        self._lives.begin(self._loop.time())
+        try:
+            self._process = Process(self._heard, self._ended)
+        except OSError as error:
+            self._again(f"{error.strerror}")
+            return
+        self._process.say(self._begin)
+        for ground in self._memory.grounds.values():
+            self._came(ground)
+
+    @contextlib.asynccontextmanager
+    async def living(self, at_once: bool) -> "AsyncIterator[Porter]":
+        """There may be one while the block lasts. `at_once`: it need not be earned."""
+        if at_once:
+            self.start()
+        try:
+            yield self
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        self._closed = True
+        if self._next is not None:
+            self._next.cancel()
+        if self._process is not None:
+            await self._process.leave()
+        nobody = SharedMemory()
+        self._memory.came, self._memory.went = nobody.came, nobody.went
+
+    # -- one load ---------------------------------------------------------------------
+
+    async def _brought(self, spec: Wanted, room: Room) -> Filled:
+        known = self._placings.of(spec.weights.identity)
+        nbytes = spec.weights.size if known is None else known.placing.nbytes
+        block = await room.find(nbytes)
+        try:
+            landing = room.landing(block)
+            slab, start = self._memory.where(landing)
+            place = slab, start, len(landing)
+            done = await self._asked(spec, place, known is not None)
+            placed = known or await self._placed(done.header, spec.weights.size)
+        except BaseException:
+            room.free(block)
+            raise
+        self._placings.verified(spec.weights.identity, placed)
+        room.trim(block, placed.placing.nbytes)
+        return Filled(block, placed, done.tier, done.seconds)
+
+    async def _asked(
+        self, spec: Wanted, place: tuple[int, int, int], known: bool
+    ) -> Done:
+        """Its answer; when this returns or raises, it writes there no more."""
+        call, errand, process = next(self._numbers), ERRAND.get(), self._process
+        urgent = errand is None or errand.urgent
+        answer: asyncio.Future[Done | Failed] = self._loop.create_future()
+        order = fill_of(call, spec, place, urgent, known)
+        if process is None or not process.say(order):
+            raise Gone
+        self._calls[call] = answer
+        if errand is not None and not urgent:
+            errand.hurried = partial(_hurry, process, call)
+        try:
+            told = await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            await self._called_off(process, call, answer)
+            raise
+        finally:
+            if errand is not None:
+                errand.hurried = None
+        if isinstance(told, Failed):
+            raise Gone if told.kind in (UNTOLD, CALLED_OFF) else error_of(told)
+        return told
+
+    async def _called_off(
+        self, process: Process, call: int, answer: "asyncio.Future[Done | Failed]"
+    ) -> None:
+        process.say(CallOff(call))
+        late = self._loop.call_later(SLOW_S, process.kill)
+        await settled(answer)
+        late.cancel()
+
+    async def _placed(self, header: bytes, size: int) -> Placed:
+        placed = self._placings.placed(header, size)
+        if placed is None:
+            placed = await to_its_end(self._executor, place, header, size)
+            self._placings.learn(header, size, placed)
+        return placed
+
+    # -- its lives --------------------------------------------------------------------
+
+    def _came(self, ground: Ground) -> None:
+        if self._process is not None and ground.region() is not None:
+            self._process.say(Came(ground.number, ground.nbytes), [ground.fd])
+
+    def _went(self, number: int) -> None:
+        if self._process is not None:
+            self._process.say(Went(number))
+
+    def _heard(self, report: Report) -> None:
+        if isinstance(report, Done | Failed):
+            answer = self._calls.pop(report.call, None)
+            if answer is not None and not answer.done():
+                answer.set_result(report)
+        elif isinstance(report, Disk):
+            self._disk(report)
+        elif isinstance(report, Up):
+            self._up = True
+            log.info("loads have a process of their own", pid=self.pid)
+
+    def _disk(self, report: Disk) -> None:
+        if self._spool is None:
+            return
+        for digest, size in report.files:
+            self._spool.heard(digest, size)
+        self._present = Tally(*report.tally)
+        self._spool.counted(self._past + self._present, report.up)
+
+    def _ended(self, process: Process, code: int) -> None:
+        self._process, self._up = None, False
+        self._past, self._present = self._past + self._present, Tally()
+        calls, self._calls = self._calls, {}
+        for answer in calls.values():
+            if not answer.done():
+                answer.set_exception(Gone())
+                answer.exception()  # read: who asked may have been called off
+        if not self._closed:
+            self._again(f"code {code}")
+
+    def _again(self, reason: str) -> None:
+        wait = self._lives.end(self._loop.time(), reason)
+        log.error("the porter is replaced", reason=reason, wait=wait)
+        self._next = self._loop.call_later(wait, self.start)
+
+
+def _hurry(process: Process, call: int) -> None:
+    process.say(Hurry(call))

@@ -1,0 +1,236 @@
+"""The porter's own side: orders come, bytes are brought, reports go.
+
+Owns: what is under way, the slabs as they are mapped here. Must not: import torch, or
+decide what is loaded.
+"""
+
+import asyncio
+import mmap
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from pkgutil import resolve_name
+from socket import socket
+
+import numpy as np
+import structlog
+
+from loader.arena import Block
+from loader.digest import FileRef
+from loader.fill import Filler
+from loader.placing import Placings
+from loader.pool import host_pool
+from loader.room import Array
+from loader.spool import Spool
+from loader.store import Store
+from loader.turns import ERRAND, Crew, Errand, Turns
+from runtime import logs
+from runtime.link.packets import Packets
+from runtime.porter.messages import (
+    CALLED_OFF,
+    MOST_HEADER,
+    ORDERS,
+    UNTOLD,
+    Beat,
+    Begin,
+    CallOff,
+    Came,
+    Disk,
+    Done,
+    Failed,
+    Fill,
+    Hurry,
+    Order,
+    Report,
+    Stop,
+    Up,
+    Went,
+    failed,
+    file_of,
+)
+
+log = structlog.get_logger()
+
+BEAT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """Of which file (loader.room.Wanted)."""
+
+    name: str
+    directory: str
+    weights: FileRef
+
+
+class Given:
+    """A Room: memory that the engine has found and will free."""
+
+    direct = True
+
+    def __init__(self, memory: Array) -> None:
+        self._memory = memory
+
+    async def find(self, nbytes: int) -> Block:
+        """See Room. The file's size bounds it (loader/placing.py)."""
+        if nbytes > len(self._memory):
+            raise AssertionError("More room is needed than was given. This is a bug.")
+        return Block(None, 0, nbytes, "")
+
+    def landing(self, block: Block) -> Array:
+        """See Room."""
+        return self._memory[: block.nbytes]
+
+    def trim(self, block: Block, nbytes: int) -> None:
+        """See Room."""
+
+    def free(self, block: Block) -> None:
+        """See Room. The engine does, when it hears."""
+
+
+@dataclass(slots=True)
+class News:
+    """What is to be told of the disk tier."""
+
+    files: dict[str, int] = field(default_factory=dict)
+    told: Disk | None = None
+
+
+class Work:
+    """One for the process. `over` is done when the engine is gone or says so."""
+
+    def __init__(self, end: socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.over: asyncio.Future[None] = self._loop.create_future()
+        self._packets: Packets[Report | Order] = Packets(
+            end, ORDERS, self._heard, self._end
+        )
+        self._slabs: dict[int, Array] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._errands: dict[int, Errand] = {}
+        self._turns = Turns()
+        self._filler: Filler | None = None
+        self._spool: Spool | None = None
+        self._news = News()
+        self._beats = self._loop.create_task(self._beat())
+
+    async def close(self) -> None:
+        """Call off what is under way, and finish what is being written."""
+        self._beats.cancel()
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        if self._spool is not None:
+            await asyncio.to_thread(self._spool.close)
+        self._packets.close()
+
+    def _end(self) -> None:
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def _heard(self, order: Report | Order, fds: Sequence[int]) -> None:
+        if isinstance(order, Fill | Hurry | CallOff):
+            self._loads(order)
+        elif isinstance(order, Came):
+            self._came(order, *fds)
+        elif isinstance(order, Went):
+            self._slabs.pop(order.number, None)
+        elif isinstance(order, Begin):
+            self._begin(order)
+        elif isinstance(order, Stop):
+            self._end()
+
+    def _loads(self, order: Fill | Hurry | CallOff) -> None:
+        if isinstance(order, Fill):
+            self._errands[order.call] = Errand(order.urgent)
+            self._tasks[order.call] = self._loop.create_task(self._fill(order))
+            return
+        task, errand = self._tasks.get(order.call), self._errands.get(order.call)
+        if task is None or errand is None:
+            return  # its answer is on its way
+        if isinstance(order, Hurry):
+            self._turns.hurry(errand)
+        else:
+            self._turns.call_off(errand)
+            task.cancel()
+
+    def _begin(self, begin: Begin) -> None:
+        logs.configure(*begin.log)
+        opener: type[Store] = resolve_name(begin.opener)
+        threads = ThreadPoolExecutor(begin.threads, "porter")
+        if begin.folder:
+            self._spool = Spool(Path(begin.folder), begin.size, self._changed)
+        self._filler = Filler(
+            opener.open(begin.store),
+            Placings(),
+            Crew(threads, self._turns),
+            host_pool(begin.threads),
+            self._spool,
+        )
+        self._packets.say(Up())
+
+    def _came(self, slab: Came, fd: int) -> None:
+        try:
+            region = mmap.mmap(fd, max(1, slab.nbytes))
+        finally:
+            os.close(fd)
+        memory = np.frombuffer(region, dtype=np.uint8)[: slab.nbytes]
+        self._slabs[slab.number] = memory
+
+    async def _fill(self, order: Fill) -> None:
+        errand = self._errands[order.call]
+        ERRAND.set(errand)
+        self._turns.begin(errand)
+        try:
+            report = await self._filled(order)
+        except asyncio.CancelledError:
+            report = Failed(order.call, CALLED_OFF, (), "")
+        except Exception as error:
+            report = failed(order.call, error)
+            if report.kind == "bug":
+                log.error("a load failed by a bug", exc_info=error)
+        finally:
+            self._turns.end(errand)
+            del self._tasks[order.call], self._errands[order.call]
+        self._packets.say(report)
+        self._tell()
+
+    async def _filled(self, order: Fill) -> Report:
+        assert self._filler is not None, "Not begun. This is a bug."
+        model = Model(order.name, order.directory, file_of(order))
+        memory = self._slabs[order.slab][order.start : order.start + order.nbytes]
+        filled = await self._filler.fill(model, Given(memory))
+        header = b"" if order.known else filled.placed.header
+        if len(header) > MOST_HEADER:
+            return Failed(order.call, UNTOLD, (), "")
+        return Done(order.call, filled.tier, dict(filled.seconds), header)
+
+    # -- the disk tier ----------------------------------------------------------------
+
+    def _changed(self, digest: str, size: int) -> None:
+        """In the threads of the disk tier and of the loads."""
+        self._loop.call_soon_threadsafe(self._note, digest, size)
+
+    def _note(self, digest: str, size: int) -> None:
+        if not self._news.files:
+            self._loop.call_soon(self._tell)
+        self._news.files[digest] = size
+
+    def _tell(self) -> None:
+        if self._spool is None:
+            return
+        t = self._spool.tier()
+        counts = t.hits, t.misses, t.evictions, t.failures
+        files, self._news.files = list(self._news.files.items()), {}
+        for at in range(0, max(1, len(files)), 1000):
+            disk = Disk(files[at : at + 1000], counts, t.up)
+            if disk.files or disk != self._news.told:
+                self._packets.say(disk)
+                self._news.told = Disk([], counts, t.up)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self._packets.say(Beat())
