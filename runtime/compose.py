@@ -156,7 +156,7 @@ async def composed(
             policy = listening
         cache = _cache(settings, loader, policy, ledger, observer, level.at_best)
         _acquaint(loader, cache, costs)
-        cache.turns = bringing.turns
+        cache.arrivals.turns = bringing.turns
         lanes, cross = stack.enter_context(_running(settings, device, on_lost))
         engine = _engine(settings, store, cache, lanes, cross, observer)
         engine.measured, engine.tiers = level.first.used, loader.tiers
