@@ -36,7 +36,9 @@ from runtime.counts import Counts
 from runtime.cross import Cross
 from runtime.devices import lanes_of, pick_device, share_cores
 from runtime.engine import Engine
+from runtime.generations import Generations
 from runtime.inheritance import Inheritance
+from runtime.inventory import Inventory
 from runtime.lanes import Lanes
 from runtime.level import measured, watched
 from runtime.loading import Bringing, loading
@@ -158,9 +160,8 @@ async def composed(
         _acquaint(loader, cache, costs)
         cache.arrivals.turns = bringing.turns
         lanes, cross = stack.enter_context(_running(settings, device, on_lost))
-        engine = _engine(settings, store, cache, lanes, cross, observer)
-        engine.measured, engine.tiers = level.first.used, loader.tiers
-        engine.bytes_below, engine.longest_forward = loader.bytes_below, lanes.longest
+        engine = _engine(settings, store, loader, cache, lanes, cross, observer)
+        engine.inventory.measured = level.first.used
         stack.push_async_callback(engine.drain)
         stack.callback(loader.stop_keeping)
         if settings.compile == "auto":
@@ -170,7 +171,9 @@ async def composed(
             await stack.enter_async_context(
                 compiling(settings, loader, cache, lanes, engine)
             )
-        await stack.enter_async_context(watched(settings, level, cache, engine, loader))
+        await stack.enter_async_context(
+            watched(settings, level, cache, engine.inventory, loader)
+        )
         await stack.enter_async_context(
             prewarmed(settings.prewarm, engine, cache, loader.size, inherited.residents)
         )
@@ -235,17 +238,16 @@ def _acquaint(loader: Loader, cache: ModelCache[Model], costs: Costs) -> None:
 def _engine(
     settings: Settings,
     store: Store,
+    loader: Loader,
     cache: ModelCache[Model],
     lanes: Lanes,
     cross: Cross | None,
     observer: Observer,
 ) -> LocalEngine:
-    """The catalog and the batcher tell the engine, which is made last."""
+    """The batcher tells the engine, which is made last."""
+    generations = Generations(cache)
     catalog = Catalog(
-        store,
-        settings.catalog_ttl,
-        settings.unknown_ttl,
-        lambda old, new: engine.replaced(old, new),
+        store, settings.catalog_ttl, settings.unknown_ttl, generations.replaced
     )
     batcher = Batcher(
         lanes,
@@ -255,15 +257,13 @@ def _engine(
         settings.max_queue_delay,
         cross,
     )
+    statistics, device = Statistics(), str(lanes.device)
+    inventory = Inventory(catalog, cache, statistics, device, settings.policy)
+    inventory.tiers, inventory.bytes_below = loader.tiers, loader.bytes_below
     engine = LocalEngine(
-        catalog,
-        cache,
-        batcher,
-        observer,
-        Statistics(),
-        lanes.device,
-        settings.policy,
+        catalog, cache, batcher, observer, statistics, inventory, generations
     )
+    engine.longest_forward = lanes.longest
     return engine
 
 
