@@ -13,24 +13,20 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
 from typing import Literal
 
-import structlog
 import torch
 
 from eviction.costs import Costs
-from eviction.history import Remembering
 from eviction.ledger import Ledger
-from eviction.policies import POLICIES
 from eviction.policy import Policy
 from loader.estate import Estate
 from loader.load import Loader
 from loader.manifest import ModelSpec
 from loader.model import Model
 from loader.store import Store
-from runtime import access_log, collector, journal
+from runtime.announcement import announced as announced
 from runtime.batch import Batcher
 from runtime.cache import Bounds, ModelCache
 from runtime.catalog import Catalog
-from runtime.census import tell
 from runtime.config import Settings
 from runtime.counts import Counts
 from runtime.cross import Cross
@@ -45,19 +41,15 @@ from runtime.loading import Bringing, loading
 from runtime.local import LocalEngine
 from runtime.metrics import Metrics
 from runtime.observer import Observer
+from runtime.policy import chosen
 from runtime.prefetch import Listening, World, prefetching
 from runtime.prewarm import prewarmed
 from runtime.rest import ServerInfo, application, listening
 from runtime.server import Options, Serving, start
 from runtime.statistics import Statistics
 
-log = structlog.get_logger()
-
 DEVICE_LOST = 70
 """Exit code after a sticky device error: whoever started us should start us again."""
-
-SMALL = 1 << 20
-"""A budget below this is worth a warning: a model of some use has more bytes."""
 
 
 async def serve(settings: Settings, store: Store | None = None) -> int:
@@ -86,34 +78,6 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
         )
         await _first(told, asyncio.ensure_future(lost.wait()))
     return DEVICE_LOST if lost.is_set() else 0
-
-
-@contextlib.asynccontextmanager
-async def announced(
-    engine: Engine, store: Store, grpc: str, http: str
-) -> AsyncIterator[None]:
-    """Say that we serve, where and what; how the store looks is said behind it."""
-    with collector.settled():
-        await _announce(engine, grpc, http)
-        census = asyncio.create_task(tell(store))
-        try:
-            yield
-        finally:
-            await _ended(census)
-
-
-async def _announce(engine: Engine, grpc: str, http: str) -> None:
-    snapshot = await engine.snapshot()
-    log.info(
-        "serving",
-        grpc=grpc,
-        http=http,
-        device=snapshot.device,
-        capacity=snapshot.capacity,
-        policy=snapshot.policy,
-    )
-    if snapshot.capacity < SMALL:
-        log.warning("hardly any model fits", capacity=snapshot.capacity)
 
 
 async def grpc_of(
@@ -152,7 +116,7 @@ async def composed(
         )
         loader = bringing.loader
         level = stack.enter_context(measured(settings, device, loader, ledger))
-        policy = await stack.enter_async_context(_policy(settings, costs, ledger))
+        policy = await stack.enter_async_context(chosen(settings, costs, ledger))
         listening = Listening(policy)
         if settings.prefetch:
             policy = listening
@@ -268,25 +232,6 @@ def _engine(
 
 
 @contextlib.asynccontextmanager
-async def _policy(
-    settings: Settings, costs: Costs, ledger: Ledger
-) -> AsyncIterator[Policy]:
-    """The policy, with what it knew in its last life, and what listens to it."""
-    policy: Policy = POLICIES[settings.policy]()
-    async with contextlib.AsyncExitStack() as stack:
-        if settings.history:
-            policy = remembering = Remembering(policy)
-            journal.recall(settings.history, remembering, costs, ledger.capacity)
-            kept = journal.kept(settings.history, remembering, costs)
-            await stack.enter_async_context(kept)
-        if settings.access_log:
-            policy = await stack.enter_async_context(
-                access_log.kept(settings.access_log, settings.access_log_size, policy)
-            )
-        yield policy
-
-
-@contextlib.asynccontextmanager
 async def _prefetched(
     listening: Listening,
     bringing: Bringing,
@@ -315,9 +260,3 @@ async def _first(
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
