@@ -44,7 +44,8 @@ from runtime.observer import Observer
 from runtime.policy import chosen
 from runtime.prefetch import Listening, World, prefetching
 from runtime.prewarm import prewarmed
-from runtime.rest import ServerInfo, application, listening
+from runtime.rest import application, listening
+from runtime.rest_pages import ServerInfo
 from runtime.server import Options, Serving, start
 from runtime.statistics import Statistics
 
