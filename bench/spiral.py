@@ -108,7 +108,7 @@ async def crowd(policy: str, on: bool, seconds: float) -> Outcome:
             await asyncio.sleep(WORK_S + 0.02 * index)
 
     await asyncio.gather(*(client(index) for index in range(MODELS)))
-    loads = cache.loads
+    loads = cache.arrivals.loads
     await cache.aclose()
     gaps = [b - a for times in served for a, b in pairwise([*times, seconds])]
     return Outcome(loads, sum(map(len, served)) - MODELS, max(gaps))

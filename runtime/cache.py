@@ -5,8 +5,9 @@
     bring in       door (FIFO) -> hold the bound -> load -> settle the bytes -> READY
     take out       LEAVING -> leases run out -> unload -> release -> GONE
 
-Owns: the residencies, the ledger's bookings, the tasks that load and unload. Must not:
-touch torch, NVML, storage, protobuf or the names of metrics.
+Owns: the residencies, the leases on them, and the look at all of it whenever something
+has changed. How they come and how they leave: runtime/arrivals.py and departures.py.
+Must not: touch torch, NVML, storage, protobuf or the names of metrics.
 
 The event loop owns all of this, so there are no locks: between two awaits nobody else
 moves. What decides is a plain `def`; what waits is `async`. The five traps, each a test
@@ -22,22 +23,20 @@ of its name in tests/test_cache_traps.py:
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Generic
 
 from eviction.ledger import Ledger
-from eviction.plan import Plan
 from eviction.policy import Policy
 from eviction.spiral import Spiral
-from loader.errors import ArtifactRefused, DeviceFull
 from loader.manifest import ModelSpec
-from loader.turns import ERRAND, Errand, Turns
 from runtime.alarm import Alarm
+from runtime.arrivals import Arrivals
 from runtime.bounds import Bounds as Bounds
 from runtime.chronicle import Chronicle
-from runtime.decisions import NO_VERDICT, Verdict
+from runtime.departures import Departures
 from runtime.door import Door
-from runtime.errors import BackingOff, Draining, NoRoom
+from runtime.errors import BackingOff, Draining
 from runtime.failures import Failures
 from runtime.lease import Lease
 from runtime.observer import Observer
@@ -81,11 +80,10 @@ class ModelCache(Generic[M]):
         )
         self.door = Door(ledger, self.bounds.concurrent_loads)
         self.door.barred = self.room.barred
-        self.turns = Turns()
-        self._alarm = Alarm(self._reconsider)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self.arrivals: Arrivals[M] = Arrivals(self, loader)
+        self.departures: Departures[M] = Departures(self, loader)
+        self._alarm = Alarm(self.reconsider)
         self.waiting = 0
-        self.loads = self.evictions = self.failed_loads = 0
         self.closing = False
 
     # -- leases ---------------------------------------------------------------------
@@ -139,31 +137,7 @@ class ModelCache(Generic[M]):
         refusal = self.room.refusal(spec, need, self.budget, self.clock())
         if refusal is not None:
             raise self.chronicle.refused(spec, refusal)
-        loop = asyncio.get_running_loop()
-        residency: Residency[M] = Residency(
-            spec=spec,
-            since=self.clock(),
-            arrival=loop.create_future(),
-            gone=loop.create_future(),
-            errand=Errand(urgent),
-        )
-        self.turns.begin(residency.errand)
-        # It may be that nobody is left to read a failure: no reason for a warning.
-        residency.arrival.add_done_callback(lambda f: f.cancelled() or f.exception())
-        self.residencies[spec.key] = residency
-        task = loop.create_task(self._bring_in(spec, need))
-        # The end is handled in a callback, not in the task's own `finally`: a task
-        # cancelled before its first step never runs a line of its body.
-        task.add_done_callback(lambda ended: self._landed(residency, ended))
-        residency.task = task
-        return residency
-
-    def hurry(self, residency: Residency[M]) -> None:
-        """A request joins a load that nobody waited for."""
-        if not residency.errand.urgent:
-            self.turns.hurry(residency.errand)
-            self.door.hurry(residency.spec.key)
-            self._reconsider()
+        return self.arrivals.begin(spec, need, urgent)
 
     def released(self, residency: Residency[M]) -> None:
         """The last lease of a life ended. A load nobody waits for is called off."""
@@ -171,131 +145,9 @@ class ModelCache(Generic[M]):
         if self.bounds.idle_ttl:
             self._alarm.by(now + self.bounds.idle_ttl)
         if residency.stage is Stage.LOADING:
-            self._abandon(residency, None)
+            self.arrivals.call_off(residency, None)
         elif self.door or self.ledger.free < 0:
-            self._reconsider()
-
-    # -- coming ---------------------------------------------------------------------
-
-    async def _bring_in(self, spec: ModelSpec, need: int) -> M:
-        ERRAND.set(self.residencies[spec.key].errand)
-        try:
-            return await self._load_with_room(spec, need)
-        except DeviceFull as full:
-            # The ledger planned, the device disagreed (another process, activations).
-            # Believe the device until the gauge reads again: one more try, with as
-            # much again evicted.
-            self.ledger.release(spec.key)
-            self.resize(max(self.ledger.held, self.ledger.capacity - need))
-            try:
-                # Bounded here: who waits has seen this load pass the door once, and
-                # no longer counts its patience.
-                return await self._load_with_room(spec, need, self.bounds.patience)
-            except TimeoutError:
-                raise full from None
-
-    async def _load_with_room(
-        self, spec: ModelSpec, need: int, patience: float | None = None
-    ) -> M:
-        want = self.door.stand(spec.key, need, self.residencies[spec.key].errand.urgent)
-        self._reconsider()
-        async with asyncio.timeout(patience):
-            await self.door.enter(want)
-        try:
-            self.residencies[spec.key].begun = self.clock()
-            model = await self._loader.load(spec)
-        finally:
-            self.door.leave(want)
-        if model.nbytes > need:
-            # More than was booked, which `_landed` could not settle. A task of its own,
-            # as for any unload (trap 3).
-            await asyncio.wait((self._spawn(self._loader.unload(model)),))
-            raise ArtifactRefused(spec.weights.name, "takes more than model.json says")
-        return model
-
-    def _landed(self, residency: Residency[M], task: asyncio.Task[M]) -> None:
-        """A load has ended: arrived, failed or called off. Plain: nothing awaits here,
-        so whatever a waiter sees next is a finished state."""
-        spec, residency.task = residency.spec, None
-        self.turns.end(residency.errand)
-        error = None if task.cancelled() else task.exception()
-        if not task.cancelled() and error is None:
-            self._arrived(residency, task.result())
-        else:
-            if spec.key in self.ledger:
-                self.ledger.release(spec.key)
-            del self.residencies[spec.key]
-            if residency.stage is Stage.LOADING and not isinstance(error, Exception):
-                # Not ours: somebody ends the whole event loop. Leave no waiter behind.
-                error = Draining("the server is shutting down", 1.0)
-            if isinstance(error, Exception):
-                self._failed(residency, error)
-            if residency.stage is Stage.LEAVING:
-                residency.move(Stage.GONE)
-        self._reconsider()
-
-    def _arrived(self, residency: Residency[M], model: M) -> None:
-        spec, now = residency.spec, self.clock()
-        self.ledger.hold(spec.key, model.nbytes)  # settle: the bound becomes the fact
-        residency.model = model
-        waited, residency.load_s = now - residency.since, now - residency.begun
-        residency.since = residency.last_use = now
-        self.loads += 1
-        self.chronicle.loaded(residency, model, waited)
-        if residency.stage is Stage.LEAVING:
-            # Called off when it had already arrived: the cancel came too late.
-            self._send_off(residency, "unwanted")
-            return
-        residency.move(Stage.READY)
-        residency.arrival.set_result(model)
-
-    def _failed(self, residency: Residency[M], error: Exception) -> None:
-        self.failed_loads += 1
-        self.chronicle.failed(residency, error)
-        if residency.stage is not Stage.LEAVING:  # else nobody waits for the news
-            self.failures.remember(residency, error, self.clock())
-            residency.arrival.set_exception(error)
-
-    # -- leaving --------------------------------------------------------------------
-
-    def _abandon(self, residency: Residency[M], why: Exception | None) -> None:
-        """Call a load off; `why` is what those still waiting for it are told."""
-        residency.move(Stage.LEAVING)
-        if why is not None and not residency.arrival.done():
-            residency.arrival.set_exception(why)
-        assert residency.task is not None
-        self.turns.call_off(residency.errand)
-        residency.task.cancel()
-
-    def _dismiss(
-        self, residency: Residency[M], reason: str, verdict: Verdict = NO_VERDICT
-    ) -> None:
-        residency.move(Stage.LEAVING)
-        self._send_off(residency, reason, verdict)
-
-    def _send_off(
-        self, residency: Residency[M], reason: str, verdict: Verdict = NO_VERDICT
-    ) -> None:
-        leaving = self.room.candidate(residency)
-        self.room.leaving += leaving.nbytes
-        self.chronicle.leaves(residency, reason, leaving, verdict)
-        self._spawn(self._take_out(residency, leaving.nbytes, reason))
-
-    async def _take_out(
-        self, residency: Residency[M], nbytes: int, reason: str
-    ) -> None:
-        await residency.emptied()
-        key, model = residency.spec.key, residency.model
-        assert model is not None
-        residency.model = None
-        await self._loader.unload(model)
-        self.room.leaving -= nbytes
-        self.ledger.release(key)
-        del self.residencies[key]
-        residency.move(Stage.GONE)
-        self.evictions += 1
-        self.chronicle.gone(residency, nbytes, reason)
-        self._reconsider()
+            self.reconsider()
 
     # -- room -----------------------------------------------------------------------
 
@@ -304,54 +156,27 @@ class ModelCache(Generic[M]):
         if capacity < self.ledger.capacity:
             self.chronicle.shrunk(self.ledger.capacity, capacity)
         self.ledger.resize(capacity)
-        self._reconsider()
+        self.reconsider()
 
-    def _reconsider(self) -> None:
+    def reconsider(self) -> None:
         """Something changed: let in whom there is room for, or see that room comes."""
         now = self.clock()
         for residency in self.room.overdue(now):
-            self._dismiss(residency, "idle")
+            self.departures.dismiss(residency, "idle")
         overdraft = -self.ledger.free - self.room.leaving
         if overdraft > 0:
-            self._make_room(self.room.shrink(overdraft, now), "shrunk")
+            self.departures.carry_out(self.room.shrink(overdraft, now), "shrunk")
         want = self.door.admit()
         for barred in self.door.stopped() if self.room.tenants else ():
             leaves = self.room.make_own(barred, now)
-            self._make_room(leaves, "ceiling", barred.key)
-        if want is not None and not self._called_off():
+            self.departures.carry_out(leaves, "ceiling", barred.key)
+        if want is not None and not self.arrivals.call_off_idle():
             spec = self.residencies[want.key].spec
             leaves = self.room.would_leave(spec, want.need, now)
-            self._make_room(leaves, "room", want.key)
+            self.departures.carry_out(leaves, "room", want.key)
         again = self.room.look_again(now, want is not None)
         if again is not None and not self.closing:
             self._alarm.by(again)
-
-    def _called_off(self) -> bool:
-        """A request lacks room: loads that nobody waits for give theirs back, before
-        anybody has to leave. True if any did; their end is the next look."""
-        idle = [
-            life
-            for life in self.residencies.values()
-            if life.stage is Stage.LOADING
-            and not life.errand.urgent
-            and life.spec.key in self.ledger
-        ]
-        for life in idle:
-            self._abandon(life, NoRoom("its load gave way to a request's", 1.0))
-        return bool(idle)
-
-    def _make_room(self, leaves: Plan, reason: str, sake: str = "") -> None:
-        if leaves.freed:
-            self.room.price = leaves.price
-        for key, density, rank in zip(
-            leaves.victims, leaves.density, leaves.rank, strict=True
-        ):
-            victim = self.residencies[key]
-            if victim.leases:
-                raise AssertionError(
-                    f"{victim!r} is in use and was chosen to leave. This is a bug."
-                )
-            self._dismiss(victim, reason, Verdict(sake, density, rank, leaves.ranked))
 
     # -- operators ------------------------------------------------------------------
 
@@ -362,11 +187,11 @@ class ModelCache(Generic[M]):
         if residency is None:
             return
         if residency.stage is Stage.READY:
-            self._dismiss(residency, "unloaded")
+            self.departures.dismiss(residency, "unloaded")
         elif residency.stage is Stage.LOADING:
             name = residency.spec.name
             why = BackingOff(f"model '{name}' was unloaded while it loaded", 0.1)
-            self._abandon(residency, why)
+            self.arrivals.call_off(residency, why)
         await asyncio.wait((residency.gone,))
 
     async def aclose(self) -> None:
@@ -375,19 +200,13 @@ class ModelCache(Generic[M]):
         self._alarm.off()
         for residency in list(self.residencies.values()):
             if residency.stage is Stage.LOADING:
-                self._abandon(residency, Draining("the server is shutting down", 1.0))
+                why = Draining("the server is shutting down", 1.0)
+                self.arrivals.call_off(residency, why)
             elif residency.stage is Stage.READY:
-                self._dismiss(residency, "drained")
+                self.departures.dismiss(residency, "drained")
         while self.residencies:
             await asyncio.wait([r.gone for r in self.residencies.values()])
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)  # the loop itself holds tasks weakly
-        task.add_done_callback(self._tasks.discard)
-        return task
+        await self.departures.over()
 
     def __repr__(self) -> str:
         lines = ", ".join(repr(r) for r in self.residencies.values())

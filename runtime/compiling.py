@@ -59,6 +59,8 @@ async def compiling(
             settings.compile_after,
             lanes.count + 1,  # a lane each, and the event loop
         )
+        engine.inventory.compiled = compiler.status
+        engine.inventory.note = compiler.note
         try:
             yield
         finally:

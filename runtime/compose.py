@@ -13,49 +13,44 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from importlib.metadata import version
 from typing import Literal
 
-import structlog
 import torch
 
 from eviction.costs import Costs
-from eviction.history import Remembering
 from eviction.ledger import Ledger
-from eviction.policies import POLICIES
 from eviction.policy import Policy
 from loader.estate import Estate
 from loader.load import Loader
 from loader.manifest import ModelSpec
 from loader.model import Model
 from loader.store import Store
-from runtime import access_log, collector, journal
+from runtime.announcement import announced as announced
 from runtime.batch import Batcher
 from runtime.cache import Bounds, ModelCache
 from runtime.catalog import Catalog
-from runtime.census import tell
 from runtime.config import Settings
 from runtime.counts import Counts
 from runtime.cross import Cross
 from runtime.devices import lanes_of, pick_device, share_cores
 from runtime.engine import Engine
+from runtime.generations import Generations
 from runtime.inheritance import Inheritance
+from runtime.inventory import Inventory
 from runtime.lanes import Lanes
 from runtime.level import measured, watched
 from runtime.loading import Bringing, loading
 from runtime.local import LocalEngine
 from runtime.metrics import Metrics
 from runtime.observer import Observer
+from runtime.policy import chosen
 from runtime.prefetch import Listening, World, prefetching
 from runtime.prewarm import prewarmed
-from runtime.rest import ServerInfo, application, listening
+from runtime.rest import application, listening
+from runtime.rest_pages import ServerInfo
 from runtime.server import Options, Serving, start
 from runtime.statistics import Statistics
 
-log = structlog.get_logger()
-
 DEVICE_LOST = 70
 """Exit code after a sticky device error: whoever started us should start us again."""
-
-SMALL = 1 << 20
-"""A budget below this is worth a warning: a model of some use has more bytes."""
 
 
 async def serve(settings: Settings, store: Store | None = None) -> int:
@@ -84,34 +79,6 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
         )
         await _first(told, asyncio.ensure_future(lost.wait()))
     return DEVICE_LOST if lost.is_set() else 0
-
-
-@contextlib.asynccontextmanager
-async def announced(
-    engine: Engine, store: Store, grpc: str, http: str
-) -> AsyncIterator[None]:
-    """Say that we serve, where and what; how the store looks is said behind it."""
-    with collector.settled():
-        await _announce(engine, grpc, http)
-        census = asyncio.create_task(tell(store))
-        try:
-            yield
-        finally:
-            await _ended(census)
-
-
-async def _announce(engine: Engine, grpc: str, http: str) -> None:
-    snapshot = await engine.snapshot()
-    log.info(
-        "serving",
-        grpc=grpc,
-        http=http,
-        device=snapshot.device,
-        capacity=snapshot.capacity,
-        policy=snapshot.policy,
-    )
-    if snapshot.capacity < SMALL:
-        log.warning("hardly any model fits", capacity=snapshot.capacity)
 
 
 async def grpc_of(
@@ -150,17 +117,16 @@ async def composed(
         )
         loader = bringing.loader
         level = stack.enter_context(measured(settings, device, loader, ledger))
-        policy = await stack.enter_async_context(_policy(settings, costs, ledger))
+        policy = await stack.enter_async_context(chosen(settings, costs, ledger))
         listening = Listening(policy)
         if settings.prefetch:
             policy = listening
         cache = _cache(settings, loader, policy, ledger, observer, level.at_best)
         _acquaint(loader, cache, costs)
-        cache.turns = bringing.turns
+        cache.arrivals.turns = bringing.turns
         lanes, cross = stack.enter_context(_running(settings, device, on_lost))
-        engine = _engine(settings, store, cache, lanes, cross, observer)
-        engine.measured, engine.tiers = level.first.used, loader.tiers
-        engine.bytes_below, engine.longest_forward = loader.bytes_below, lanes.longest
+        engine = _engine(settings, store, loader, cache, lanes, cross, observer)
+        engine.inventory.measured = level.first.used
         stack.push_async_callback(engine.drain)
         stack.callback(loader.stop_keeping)
         if settings.compile == "auto":
@@ -170,7 +136,9 @@ async def composed(
             await stack.enter_async_context(
                 compiling(settings, loader, cache, lanes, engine)
             )
-        await stack.enter_async_context(watched(settings, level, cache, engine, loader))
+        await stack.enter_async_context(
+            watched(settings, level, cache, engine.inventory, loader)
+        )
         await stack.enter_async_context(
             prewarmed(settings.prewarm, engine, cache, loader.size, inherited.residents)
         )
@@ -235,17 +203,16 @@ def _acquaint(loader: Loader, cache: ModelCache[Model], costs: Costs) -> None:
 def _engine(
     settings: Settings,
     store: Store,
+    loader: Loader,
     cache: ModelCache[Model],
     lanes: Lanes,
     cross: Cross | None,
     observer: Observer,
 ) -> LocalEngine:
-    """The catalog and the batcher tell the engine, which is made last."""
+    """The batcher tells the engine, which is made last."""
+    generations = Generations(cache)
     catalog = Catalog(
-        store,
-        settings.catalog_ttl,
-        settings.unknown_ttl,
-        lambda old, new: engine.replaced(old, new),
+        store, settings.catalog_ttl, settings.unknown_ttl, generations.replaced
     )
     batcher = Batcher(
         lanes,
@@ -255,35 +222,14 @@ def _engine(
         settings.max_queue_delay,
         cross,
     )
+    statistics, device = Statistics(), str(lanes.device)
+    inventory = Inventory(catalog, cache, statistics, device, settings.policy)
+    inventory.tiers, inventory.bytes_below = loader.tiers, loader.bytes_below
     engine = LocalEngine(
-        catalog,
-        cache,
-        batcher,
-        observer,
-        Statistics(),
-        lanes.device,
-        settings.policy,
+        catalog, cache, batcher, observer, statistics, inventory, generations
     )
+    engine.longest_forward = lanes.longest
     return engine
-
-
-@contextlib.asynccontextmanager
-async def _policy(
-    settings: Settings, costs: Costs, ledger: Ledger
-) -> AsyncIterator[Policy]:
-    """The policy, with what it knew in its last life, and what listens to it."""
-    policy: Policy = POLICIES[settings.policy]()
-    async with contextlib.AsyncExitStack() as stack:
-        if settings.history:
-            policy = remembering = Remembering(policy)
-            journal.recall(settings.history, remembering, costs, ledger.capacity)
-            kept = journal.kept(settings.history, remembering, costs)
-            await stack.enter_async_context(kept)
-        if settings.access_log:
-            policy = await stack.enter_async_context(
-                access_log.kept(settings.access_log, settings.access_log_size, policy)
-            )
-        yield policy
 
 
 @contextlib.asynccontextmanager
@@ -315,9 +261,3 @@ async def _first(
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task

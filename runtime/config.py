@@ -1,15 +1,15 @@
 """Settings: every knob of the server, once, with its unit, default and meaning.
 
-Owns: names, types, defaults and help. Must not: act on any of them, or know where a
-value came from (runtime/sources.py). The flags of `serve` are made from the fields
-here (runtime/commands/serve.py), so that a setting is one field and nothing else.
+Owns: names, defaults and help. Must not: act on any of them, know how a value is
+written (runtime/notation.py), or where it came from (runtime/sources.py). The flags of
+`serve` are made from the fields here (runtime/commands/serve.py), so that a setting is
+one field and nothing else.
 """
 
-import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -18,68 +18,25 @@ from pydantic_settings import (
 
 from eviction.policies import DEFAULT, POLICIES
 from runtime import logs
-from runtime.budget import Budget, BudgetRefused, parse_budget
+from runtime.budget import Budget
+from runtime.notation import (
+    Bytes,
+    BytesOrAuto,
+    Device,
+    Interval,
+    PolicyName,
+    Port,
+    Seconds,
+    Shares,
+    Size,
+)
 from runtime.secrets import HIDDEN, Mask, names_a_secret
-from runtime.tenants import FORM, Tenants, parse_tenants
+from runtime.tenants import Tenants
 
 PREFIX = "HOTSET_"
 
-
-def _bytes(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    if value.strip() == "0":
-        return 0  # no budget, but a size: of a tier that is off
-    wrong = ValueError("write bytes, like '64MiB', '1.5GB' or '1048576'")
-    try:
-        nbytes = parse_budget(value).nbytes
-    except BudgetRefused as error:
-        raise wrong from error
-    if nbytes is None:
-        raise wrong
-    return nbytes
-
-
-def _budget(value: object) -> object:
-    if not isinstance(value, (str, int, float)):
-        return value
-    if re.fullmatch(r"[1-9]\d?|100", str(value).strip()):
-        # No model fits into 80 bytes; a share without its sign is what was meant.
-        raise BudgetRefused(str(value), f"is {value} bytes: did you mean '{value}%'?")
-    return parse_budget(str(value))
-
-
-def _bytes_or_auto(value: object) -> object:
-    return None if value == "auto" else _bytes(value)
-
-
-def _device(value: object) -> object:
-    if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", str(value)) is None:
-        raise ValueError("write auto, cpu, cuda or cuda:N")
-    return value
-
-
-def _policy(value: object) -> object:
-    if value not in POLICIES:
-        raise ValueError(f"choose one of {', '.join(POLICIES)}")
-    return value
-
-
-def _tenants(value: object) -> object:
-    if isinstance(value, Tenants):
-        return value
-    if isinstance(value, (str, dict)):
-        return Tenants(parse_tenants(value))
-    raise ValueError(FORM)
-
-
 Frontend = Literal["grpcio", "envoy"]
 """Who answers callers (docs/decisions/0014-which-front-end.md)."""
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=0)]
-"""A size in bytes, written '64MiB', '1.5GB' or '1048576'."""
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Interval = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -135,26 +92,26 @@ class Settings(BaseSettings):
         title="NAME",
         description="Name that ServerMetadata tells. Default: hotset.",
     )
-    device: Annotated[str, BeforeValidator(_device)] = Field(
+    device: Device = Field(
         "auto",
         title="DEVICE",
         description="auto, cpu, or cuda:N. auto is cuda:0 where there is one, else "
         "cpu. Default: auto.",
     )
-    budget: Annotated[Budget, BeforeValidator(_budget)] = Field(
+    budget: Size = Field(
         Budget(),
         title="SIZE",
         description="Most that models may hold on the device: a share ('80%') or bytes "
         "('4GiB'). Never more than is really free. Default: 80%.",
     )
-    reserve: Annotated[int | None, BeforeValidator(_bytes_or_auto)] = Field(
+    reserve: BytesOrAuto = Field(
         None,
         ge=0,
         title="SIZE",
         description="Bytes kept free for activations ('512MiB'); auto takes 5 % of the "
         "device within sensible bounds. Default: auto.",
     )
-    policy: Annotated[str, BeforeValidator(_policy)] = Field(
+    policy: PolicyName = Field(
         DEFAULT,
         title="NAME",
         description=f"Who leaves when room is needed: {', '.join(POLICIES)}. "
@@ -178,7 +135,7 @@ class Settings(BaseSettings):
         "stay for a while and tell the coldest newcomers when to come again. "
         "Default: on.",
     )
-    tenant_shares: Annotated[Tenants, BeforeValidator(_tenants)] = Field(
+    tenant_shares: Shares = Field(
         Tenants(),
         title="SHARES",
         description="What of the budget each tenant has, as "

@@ -16,6 +16,8 @@ from runtime.contents import Piece, array_of, pieces_of, tensor_of
 from runtime.engine import Request
 from runtime.errors import BadRequest
 
+FORMS = 8192
+"""Models whose form is remembered; working one out takes microseconds."""
 KEPT = 256
 """Combinations of shapes that are remembered as fitting, a model."""
 
@@ -183,6 +185,22 @@ def _check_range(piece: Piece, want: TensorSpec, spec: ModelSpec) -> None:
             f"input '{want.name}' for model '{spec.name}' has a value outside its "
             f"range [{low},{high}]"
         )
+
+
+class Forms:
+    """The forms of the models asked for, each worked out once."""
+
+    def __init__(self) -> None:
+        self._forms: dict[str, Form] = {}
+
+    def of(self, spec: ModelSpec) -> Form:
+        """What requests for this model must look like."""
+        form = self._forms.get(spec.key)
+        if form is None:
+            if len(self._forms) >= FORMS:
+                del self._forms[next(iter(self._forms))]
+            form = self._forms[spec.key] = Form(spec)
+        return form
 
 
 def _dims(shape: tuple[int, ...]) -> str:

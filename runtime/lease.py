@@ -96,7 +96,7 @@ class Lease(Generic[M]):
     async def _arrival(self, residency: Residency[M]) -> Residency[M]:
         residency.take()  # a waiter is a lease from this moment (trap 1)
         if self._urgent:
-            self._cache.hurry(residency)
+            self._cache.arrivals.hurry(residency)
         try:
             await self._until(residency.arrival, residency)
         except BaseException:

@@ -19,7 +19,7 @@ from runtime.budget import Tide
 from runtime.cache import ModelCache
 from runtime.config import Settings
 from runtime.devices import share_of
-from runtime.local import LocalEngine
+from runtime.inventory import Inventory
 from runtime.vram import Gauge, Reading, open_gauge
 from runtime.watch import Share, watch
 
@@ -60,7 +60,7 @@ async def watched(
     settings: Settings,
     level: Level,
     cache: ModelCache[Model],
-    engine: LocalEngine,
+    inventory: Inventory[Model],
     loader: Loader,
 ) -> AsyncIterator[None]:
     """While the block runs, the ledger's capacity follows the gauge."""
@@ -70,7 +70,7 @@ async def watched(
             level.share,
             level.tide,
             cache,
-            engine,
+            inventory,
             settings.gauge_interval,
             loader.slabs.shrink,
         )

@@ -2,26 +2,25 @@
 
     predict    catalog -> conform -> lease -> batch -> answer
 
-Owns: the order of a predict, and what a snapshot says. Must not: know gRPC or HTTP, or
-decide what leaves (the cache's and the policy's business).
+Owns: the order of a predict, and that of a drain. Must not: know gRPC or HTTP, decide
+what leaves (the cache's and the policy's business), or tell what is here
+(runtime/inventory.py).
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import structlog
-import torch
 
 from loader.errors import ArtifactRefused, LoadFailed, ModelNotFound
 from loader.load import Model
 from loader.manifest import ModelSpec
-from loader.tier import Tiers
 from runtime.batch import Batcher
 from runtime.cache import ModelCache
 from runtime.catalog import Catalog
-from runtime.conformance import Fitted, Form
+from runtime.conformance import Fitted, Forms
 from runtime.contents import Part, Parts
 from runtime.engine import (
     Answer,
@@ -31,20 +30,17 @@ from runtime.engine import (
     Snapshot,
     Temperature,
 )
-from runtime.errors import BadRequest, Draining, NoRoom, Refused, TooLarge
-from runtime.explain import explain
+from runtime.errors import BadRequest, Draining, Refused
 from runtime.explanation import Explanation
+from runtime.generations import Generations
+from runtime.inventory import Inventory
 from runtime.observer import Observer
-from runtime.snapshot import STATES, look
 from runtime.statistics import Statistics
 
 if TYPE_CHECKING:  # imported where it is made: only who compiles needs a compiler
     from runtime.compiler import Compiler
 
 log = structlog.get_logger()
-
-FORMS = 8192
-"""Models whose form is remembered; working one out takes microseconds."""
 
 
 class LocalEngine:
@@ -57,27 +53,18 @@ class LocalEngine:
         batcher: Batcher,
         observer: Observer,
         statistics: Statistics,
-        device: torch.device,
-        policy: str,
+        inventory: Inventory[Model],
+        generations: Generations[Model],
     ) -> None:
         self._catalog = catalog
         self._cache = cache
         self._batcher = batcher
         self._observer = observer
         self._statistics = statistics
-        self._device = device
-        self._policy = policy
-        self._clock = asyncio.get_running_loop().time
-        self._began = self._clock()
-        self._forms: dict[str, Form] = {}
-        self._retiring: set[asyncio.Task[None]] = set()
-        self.measured: int | None = None
-        """Device bytes in use, all processes, as the gauge read them last."""
-        self.gauge_up = True
-        """False while that is an estimate."""
-        self.tiers: Callable[[], Tiers] = Tiers
-        self.bytes_below: Callable[[ModelSpec], Mapping[str, int]] = lambda spec: {}
-        """What the loader tells of the tiers (loader/load.py)."""
+        self._generations = generations
+        self._forms = Forms()
+        self.inventory = inventory
+        """What is told of this engine to those who look from outside."""
         self.compiler: Compiler | None = None
         """Where graphs are compiled; None: all run eagerly."""
         self.longest_forward: Callable[[], float] = lambda: 0.0
@@ -95,7 +82,7 @@ class LocalEngine:
         try:
             if spec is None:
                 spec = await self._find(request.model, request.version)
-            asked = self._form(spec).fit(request)
+            asked = self._forms.of(spec).fit(request)
             parts, temperature = await self._run(spec, asked, request.deadline)
         except Exception as error:
             if not again and spec is not None and await self._outdated(spec, error):
@@ -127,15 +114,6 @@ class LocalEngine:
             return await self._batcher.run(life.model, asked, deadline), "hit"
         finally:
             self._cache.give_back(life)
-
-    def _form(self, spec: ModelSpec) -> Form:
-        """What its requests must look like; worked out once."""
-        form = self._forms.get(spec.key)
-        if form is None:
-            if len(self._forms) >= FORMS:
-                del self._forms[next(iter(self._forms))]
-            form = self._forms[spec.key] = Form(spec)
-        return form
 
     async def describe(self, model: str, version: str = "") -> ModelSpec:
         """The manifest, from the store if not known yet; loads nothing."""
@@ -186,69 +164,21 @@ class LocalEngine:
 
     async def index(self, ready_only: bool = False) -> Sequence[IndexEntry]:
         """Models this server has met (never a listing of the whole store)."""
-        entries = {
-            (spec.name, spec.version): IndexEntry(
-                spec.name, spec.version, "UNAVAILABLE", "not resident; loads on request"
-            )
-            for spec in self._catalog.specs()
-        }
-        for life in [*self._cache.failures.lives(), *self._cache.residencies.values()]:
-            name, version = life.spec.name, life.spec.version
-            reason = ""
-            if life.failure is not None:
-                known = isinstance(life.failure, LoadFailed)
-                reason = str(life.failure) if known else "internal error"
-            entries[name, version] = IndexEntry(
-                name, version, STATES[life.stage], reason
-            )
-        chosen = (e for e in entries.values() if not ready_only or e.state == "READY")
-        return sorted(chosen, key=lambda e: (e.name, e.version))
+        return self.inventory.index(ready_only)
 
     async def statistics(
         self, model: str = "", version: str = ""
     ) -> Sequence[ModelStatistics]:
         """Counters of one model, or of all met (empty name)."""
-        held = self._held(model)
-        return [
-            tally.read(held.get((tally.name, tally.version), {str(self._device): 0}))
-            for tally in self._statistics.all()
-            if model in ("", tally.name) and version in ("", tally.version)
-        ]
-
-    def _held(self, model: str) -> Mapping[tuple[str, str], dict[str, int]]:
-        """Bytes by tier of each version of a model, or of all models met."""
-        device = str(self._device)
-        held = {
-            (spec.name, spec.version): {device: 0, **self.bytes_below(spec)}
-            for spec in self._catalog.specs()
-            if model in ("", spec.name)
-        }
-        for life in self._cache.residencies.values():
-            if life.model is not None:
-                name = (life.spec.name, life.spec.version)
-                held.setdefault(name, {device: 0})[device] += life.model.nbytes
-        return held
+        return self.inventory.statistics(model, version)
 
     async def snapshot(self) -> Snapshot:
         """What is resident, and how it got there."""
-        return look(
-            self._cache,
-            device=str(self._device),
-            policy=self._policy,
-            measured=self.measured,
-            gauge_up=self.gauge_up,
-            requests=self._statistics.temperatures,
-            uptime_s=self._clock() - self._began,
-            tiers=self.tiers(),
-            met=self._catalog.specs(),
-            below=self.bytes_below,
-            compiled=[] if self.compiler is None else self.compiler.status(),
-            note=lambda spec: "" if self.compiler is None else self.compiler.note(spec),
-        )
+        return self.inventory.snapshot()
 
     async def explain(self, model: str, version: str = "") -> Explanation:
         """Why it is here or not, who would leave for it; loads and evicts nothing."""
-        return explain(self._cache, await self._find(model, version), self._policy)
+        return self.inventory.explain(await self._find(model, version))
 
     def known(self, key: str) -> ModelSpec | None:
         """What the catalog believes of a model that was met, by its key."""
@@ -259,31 +189,10 @@ class LocalEngine:
         first, self.ready = self.ready, False
         await self._cache.aclose()
         await self._catalog.aclose()
-        if self._retiring:
-            await asyncio.wait(self._retiring)
+        await self._generations.over()
         held, peak = self._cache.ledger.held, self._cache.ledger.peak
         if first:
             log.info("drained", held=held, peak_held=peak)
-
-    async def replaced(self, old: ModelSpec, new: ModelSpec) -> bool:
-        """A manifest changed in the store: bring the new generation in before the old
-        one is let go, so that a broken upload never takes a serving model down. False:
-        stay with the old one. (`runtime.catalog.Catalog` asks.)"""
-        if old.key not in self._cache.residencies:
-            return True
-        try:
-            async with self._cache.lease(new):
-                pass
-        except (NoRoom, TooLarge):
-            await self._cache.unload(old.key)  # both at once do not fit: old one first
-            return True
-        except (LoadFailed, Refused) as error:
-            log.warning("new generation refused", model=new.name, reason=error.message)
-            return False
-        task = asyncio.get_running_loop().create_task(self._cache.unload(old.key))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
-        return True
 
     def ran(
         self, model: Model, waits: Sequence[float], rows: int, seconds: float

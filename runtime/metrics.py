@@ -31,6 +31,7 @@ from prometheus_client.metrics_core import (
 from runtime.counts import Counts
 from runtime.engine import Engine, Snapshot
 from runtime.histogram import OTHER, Histogram, Words
+from runtime.metrics_cache import cache_metrics
 from runtime.metrics_compile import compile_metrics
 from runtime.metrics_tiers import tier_metrics
 
@@ -70,7 +71,7 @@ class Metrics:
         yield from self._requests()
         yield from self._work()
         yield from self._comings_and_goings()
-        yield from _now(snapshot)
+        yield from cache_metrics(snapshot)
         yield from tier_metrics(snapshot.tiers)
         yield from compile_metrics(snapshot.compiled)
         yield from self._by_model(snapshot)
@@ -181,56 +182,6 @@ class _Families:
     """What an encoder asks of a registry: everything, once."""
 
     collect: Callable[[], Iterator[Metric]]
-
-
-def _now(snapshot: Snapshot) -> Iterator[Metric]:
-    """What is, as opposed to what was."""
-    gauges = (
-        ("hotset_memory_budget_bytes", "Device bytes that models may hold now.",
-         snapshot.capacity),
-        ("hotset_memory_held_bytes", "Device bytes booked for models.", snapshot.held),
-        ("hotset_memory_held_peak_bytes", "The most ever held.", snapshot.peak_held),
-        ("hotset_waiting_requests", "Predicts waiting for a model to be resident.",
-         snapshot.waiting),
-        ("hotset_uptime_seconds", "Since the engine started.", snapshot.uptime_s),
-        ("hotset_price_seconds_per_byte",
-         "Seconds of waiting that a byte saves here, by the last eviction; 0 while all "
-         "fits. A rank and not a price under --policy lru.", snapshot.price),
-        ("hotset_spiral", "1 while models are wanted back as soon as they leave.",
-         snapshot.spiral),
-    )  # fmt: skip
-    for name, text, value in gauges:
-        yield GaugeMetricFamily(name, text, value=value)
-    if snapshot.measured is not None:
-        yield GaugeMetricFamily(
-            "hotset_memory_measured_bytes",
-            "Device bytes in use as measured, all processes.",
-            value=snapshot.measured,
-        )
-        yield GaugeMetricFamily(
-            "hotset_gauge_up",
-            "1 while device memory is really measured, 0 while it is estimated.",
-            value=snapshot.gauge_up,
-        )
-    yield _counter(
-        "hotset_relapses",
-        "Loads of models that had left less than their own load time before.",
-        snapshot.relapses,
-    )
-    yield _counter(
-        "hotset_deferred",
-        "Loads put off, with a hint when to ask again, to break a spiral.",
-        snapshot.deferred,
-    )
-    states = Words("READY", "LOADING", "UNLOADING", "UNAVAILABLE")
-    for resident in snapshot.residents:
-        states.add(resident.state)
-    residents = GaugeMetricFamily(
-        "hotset_residents", "Models in memory, or on their way.", labels=("state",)
-    )
-    for state, count in states.read().items():
-        residents.add_metric((state,), count)
-    yield residents
 
 
 def _restarts(reasons: Mapping[str, int]) -> Metric:

@@ -1,14 +1,10 @@
 """HTTP: health, metrics, the status report, inference.
 
-    GET /v2  /v2/health/live  /v2/health/ready      Open Inference Protocol
-    GET, POST /v2/models/...                        the same (runtime/rest_models.py)
-    GET /metrics                                    Prometheus or OpenMetrics
-    GET /hotset/status                              what `hotset top` shows
-    GET /hotset/explain/MODEL[?version=V]           what `hotset explain` shows
-    GET /                                           {"status": "alive"}
+    what the server tells of itself    runtime/rest_pages.py
+    models, and inference              runtime/rest_models.py
 
-Owns: the routes and the HTTP server. Must not: know more of hotset than an `Engine`,
-steal the process' signals, or do work on the loop that a thread can do.
+Owns: the one application of all routes, and the HTTP server. Must not: steal the
+process' signals.
 
 The server runs on the engine's own event loop, on purpose: a liveness probe should
 fail when that loop is stuck, and a snapshot is only true on the loop that owns the
@@ -19,9 +15,7 @@ import asyncio
 import contextlib
 import math
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterator
 
 import uvicorn
 from starlette.applications import Starlette
@@ -31,20 +25,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
-from runtime import explanation
 from runtime.asgi.vigil import Vigil
 from runtime.engine import Engine
 from runtime.failures import forget_frames
 from runtime.limits import MAX_MESSAGE_BYTES
 from runtime.ports import BACKLOG, listener
 from runtime.ports import CannotListen as CannotListen
-from runtime.report import About, Report, encode
-from runtime.rest_models import Models
+from runtime.rest_models import Endpoint, Models
+from runtime.rest_pages import Exposition, Pages, ServerInfo
 from runtime.status import answer_to
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
-FRESH = {"cache-control": "no-store"}
 IDLE_S = 65
 """Connections that are idle for so long are closed; load balancers keep theirs 60 s."""
 HEAD_S = 10.0
@@ -58,23 +48,6 @@ LAST_WORDS_S = 1
 """Given to answers that are being written when serving ends."""
 
 
-@dataclass(frozen=True, slots=True)
-class ServerInfo:
-    """What `/v2` tells of this server."""
-
-    name: str
-    version: str
-    extensions: Sequence[str] = ("binary_tensor_data",)
-
-
-class Exposition(Protocol):
-    """Who makes the metrics' page (runtime/metrics.py)."""
-
-    async def exposition(self, engine: Engine, accept: str) -> tuple[bytes, str]:
-        """The page and its content type, in the format that `accept` asks for."""
-        ...
-
-
 def application(
     engine: Engine,
     metrics: Exposition,
@@ -83,53 +56,8 @@ def application(
     vigil: Vigil | None = None,
 ) -> Starlette:
     """The routes over an engine. `limit`: bytes of a body; `vigil` sees predicts."""
-
-    async def alive(_: Request) -> Response:
-        return JSONResponse({"status": "alive"})
-
-    async def server(_: Request) -> Response:
-        return JSONResponse(
-            {
-                "name": info.name,
-                "version": info.version,
-                "extensions": list(info.extensions),
-            }
-        )
-
-    # Clients differ in which key they look for: both, in both answers.
-    async def live(_: Request) -> Response:
-        return JSONResponse({"live": True, "ready": engine.ready})
-
-    async def ready(_: Request) -> Response:
-        is_ready = engine.ready
-        return JSONResponse({"ready": is_ready, "live": True}, 200 if is_ready else 503)
-
-    async def exposition(request: Request) -> Response:
-        accept = request.headers.get("accept", "")
-        page, content_type = await metrics.exposition(engine, accept)
-        return Response(page, headers={"content-type": content_type})
-
-    async def status(_: Request) -> Response:
-        about = About(info.name, info.version, engine.ready)
-        report = Report(about, await engine.snapshot())
-        body = await asyncio.to_thread(encode, report)
-        return Response(body, headers=FRESH, media_type="application/json")
-
-    async def explain(request: Request) -> Response:
-        version = request.query_params.get("version", "")
-        found = await engine.explain(request.path_params["model"], version)
-        return Response(
-            explanation.encode(found), headers=FRESH, media_type="application/json"
-        )
-
     routes = {
-        ("GET", "/"): alive,
-        ("GET", "/v2"): server,
-        ("GET", "/v2/health/live"): live,
-        ("GET", "/v2/health/ready"): ready,
-        ("GET", "/metrics"): exposition,
-        ("GET", "/hotset/status"): status,
-        ("GET", "/hotset/explain/{model}"): explain,
+        **Pages(engine, metrics, info).routes(),
         **Models(engine, vigil or Vigil(), limit).routes(),
     }
     app = Starlette(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from loader.load import Model
 from runtime.budget import Budget, Tide, capacity
 from runtime.cache import ModelCache
-from runtime.local import LocalEngine
+from runtime.inventory import Inventory
 from runtime.vram import Gauge, Reading
 
 
@@ -36,7 +36,7 @@ async def watch(
     share: Share,
     tide: Tide,
     cache: ModelCache[Model],
-    engine: LocalEngine,
+    inventory: Inventory[Model],
     interval: float,
     shrink: Callable[[], None] = lambda: None,
 ) -> None:
@@ -46,7 +46,7 @@ async def watch(
     while True:
         await asyncio.sleep(interval)
         reading = await asyncio.to_thread(gauge.read)
-        engine.measured, engine.gauge_up = reading.used, gauge.healthy
+        inventory.measured, inventory.gauge_up = reading.used, gauge.healthy
         level = tide.told(clock(), share.now(reading))
         if level != cache.ledger.capacity:
             cache.resize(level)

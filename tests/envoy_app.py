@@ -19,7 +19,8 @@ from runtime.envoy.serving import Serving
 from runtime.envoy.stage import Stage, Staged
 from runtime.limits import Options
 from runtime.metrics import Metrics
-from runtime.rest import ServerInfo, application
+from runtime.rest import application
+from runtime.rest_pages import ServerInfo
 from tests.apart import apart
 from tests.fake_engine import FakeEngine
 

@@ -44,7 +44,7 @@ def check_empty(cache: ModelCache) -> None:
     assert cache.ledger.held == 0
     assert len(cache.door) == 0
     assert cache.door.loads == cache.door.behind == 0
-    assert repr(cache.turns) == "<Turns: 0 urgent, 0 put off>"
+    assert repr(cache.arrivals.turns) == "<Turns: 0 urgent, 0 put off>"
     assert cache.waiting == 0
     assert cache.room.leaving == 0
-    assert not cache._tasks
+    assert not cache.departures

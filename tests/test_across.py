@@ -373,6 +373,6 @@ async def test_answers_are_right_while_models_come_and_go(twelve, seed) -> None:
                 chance.choice(tasks).cancel()
             for outcome in await asyncio.gather(*tasks, return_exceptions=True):
                 assert outcome is None or isinstance(outcome, asyncio.CancelledError)
-        assert engine._cache.evictions > 10
+        assert engine._cache.departures.evictions > 10
     assert shared
     assert min(shared) >= LEAST

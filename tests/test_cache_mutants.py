@@ -19,7 +19,8 @@ from tests import test_cache_stress
 SEEDS = 120
 ROOT = Path(__file__).parent.parent
 MODULES = ["runtime.residency", "runtime.door", "runtime.failures", "runtime.lease",
-           "runtime.room", "runtime.cache"]  # fmt: skip
+           "runtime.room", "runtime.arrivals", "runtime.departures",
+           "runtime.cache"]  # fmt: skip
 
 MUTANTS = {
     "a waiter is no lease": (
@@ -35,33 +36,33 @@ MUTANTS = {
         "if life.stage is Stage.READY and not life.spec.pin",
     ),
     "an unload does not wait for leases": (
-        "runtime.cache",
+        "runtime.departures",
         "        await residency.emptied()\n",
         "",
     ),
     "bytes are free before they are": (
-        "runtime.cache",
-        "        await self._loader.unload(model)\n        self.room.leaving",
-        "        self.ledger.hold(key, 0)\n"
-        "        self._reconsider()\n"
-        "        await self._loader.unload(model)\n        self.room.leaving",
+        "runtime.departures",
+        "        await self._loader.unload(model)\n        self._cache.room.leaving",
+        "        self._cache.ledger.hold(key, 0)\n"
+        "        self._cache.reconsider()\n"
+        "        await self._loader.unload(model)\n        self._cache.room.leaving",
     ),
     "a failed load keeps its booking": (
-        "runtime.cache",
-        "            if spec.key in self.ledger:\n"
-        "                self.ledger.release(spec.key)\n",
+        "runtime.arrivals",
+        "            if spec.key in self._cache.ledger:\n"
+        "                self._cache.ledger.release(spec.key)\n",
         "",
     ),
     "a load nobody wants goes on": (
-        "runtime.cache",
+        "runtime.arrivals",
         "        residency.task.cancel()\n",
         "        pass\n",
     ),
     "nobody is told that room came": (
-        "runtime.cache",
-        "        self.chronicle.gone(residency, nbytes, reason)\n"
-        "        self._reconsider()\n",
-        "        self.chronicle.gone(residency, nbytes, reason)\n",
+        "runtime.departures",
+        "        self._cache.chronicle.gone(residency, nbytes, reason)\n"
+        "        self._cache.reconsider()\n",
+        "        self._cache.chronicle.gone(residency, nbytes, reason)\n",
     ),
     "a cancelled load keeps its slot": (
         "runtime.door",
@@ -94,8 +95,8 @@ MUTANTS = {
     "a drain forgets the loads": (
         "runtime.cache",
         "            if residency.stage is Stage.LOADING:\n"
-        "                self._abandon(residency, Draining",
-        "            if False:\n                self._abandon(residency, Draining",
+        "                why = Draining",
+        "            if False:\n                why = Draining",
     ),
     "a second load of the same model": (
         "runtime.lease",
@@ -103,7 +104,7 @@ MUTANTS = {
         "                if residency is None or residency.stage is Stage.LOADING:\n",
     ),
     "a failure leaves its waiters waiting": (
-        "runtime.cache",
+        "runtime.arrivals",
         "            residency.arrival.set_exception(error)\n\n",
         "\n",
     ),

@@ -33,7 +33,8 @@ from runtime.counts import Counts
 from runtime.engine import Kept, Resident, Snapshot
 from runtime.metrics import Metrics
 from runtime.report import About, Report
-from runtime.rest import ServerInfo, application, listening
+from runtime.rest import application, listening
+from runtime.rest_pages import ServerInfo
 from runtime.server import start
 from tests import tiny_models
 from tests.fake_engine import FakeEngine

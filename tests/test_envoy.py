@@ -21,8 +21,10 @@ import pytest
 from protos import open_inference_pb2_grpc as rpc
 from runtime.config import Settings
 from runtime.envoy import launch
+from runtime.envoy.admin import Admin
 from runtime.envoy.bootstrap import bootstrap, ours
 from runtime.envoy.run import PYTHON, VARIABLE, Run, hand_over, taken_over
+from runtime.envoy.stage import DESERTED
 from tests import tiny_models
 from tests.envoy_process import EnvoyProcess
 from tests.server_process import ROOT, channel_to, request_for, serving, skip_without
@@ -318,6 +320,33 @@ async def test_nothing_secret_is_on_the_command_line_or_left_behind(
         assert said["name"] == "hush"
         assert server.stop() == 0
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("quits", DESERTED), ("is killed", -signal.SIGKILL)]
+)
+async def test_an_envoy_that_ends_by_itself_is_a_failure(
+    store, tmp_path, monkeypatch, end, code
+):
+    """Whoever started us must not take it for a server that was told to stop."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    log = tmp_path / "log"
+    async with serving(str(store), log, "--frontend", "envoy") as server:
+        async with channel_to(server.grpc) as stub:
+            await stub.ModelInfer(request_for("m", ONES), timeout=10)
+        assert psutil.Process(server.process.pid).children() == [], "Envoy is its pid"
+        if end == "quits":
+            (folder,) = temporary.iterdir()
+            await Admin(str(folder / "admin")).quit()
+        else:
+            os.kill(server.process.pid, signal.SIGKILL)
+        assert await asyncio.to_thread(server.process.wait, 40) == code
+    if end == "quits":  # in order: the engine too, and with nothing left behind
+        events = [json.loads(line)["event"] for line in log.read_text().splitlines()]
+        assert events.index("drained") < events.index("Envoy ended by itself")
+        assert list(temporary.iterdir()) == []
 
 
 async def test_a_second_signal_ends_it_at_once(store, tmp_path):

@@ -16,7 +16,8 @@ from runtime.explain import explain
 from runtime.explanation import NotAnExplanation, decode, encode
 from runtime.metrics import Metrics
 from runtime.observer import NullObserver
-from runtime.rest import ServerInfo, application, listening
+from runtime.rest import application, listening
+from runtime.rest_pages import ServerInfo
 from tests.fake_engine import FakeEngine
 from tests.fake_models import FakeLoader, spec_of
 

@@ -350,6 +350,16 @@ async def test_a_new_engine_may_come_before_the_last_one_is_missed() -> None:
     await pair.close()
 
 
+async def test_who_lets_go_of_an_engine_has_not_lost_it() -> None:
+    """Told that it is lost, the supervisor would replace a sound engine."""
+    pair, lost = Pair(), []
+    pair.remote.when_lost(lambda: lost.append("the engine"))
+    await pair.introduce(FakeEngine())
+    await ask(pair.remote)
+    await pair.close()
+    assert lost == []
+
+
 async def test_without_an_engine_a_deadline_is_still_a_deadline() -> None:
     pair = Pair(patience=0.05)
     soon = asyncio.get_running_loop().time() + 0.01

@@ -161,18 +161,20 @@ async def test_a_model_published_anew_is_served(s3: str) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_the_store_itself(s3: str) -> None:
-    """What MemoryStore promises in test_store.py, a real S3 server keeps."""
-    await the_store_keeps_its_word(Store.open(s3))
+# ---- what MemoryStore promises in test_store.py, real servers keep ------------------
+
+
+@pytest.fixture(params=["s3", "azure"])
+def store(request) -> Store:
+    return Store.open(request.getfixturevalue(request.param))
 
 
 async def taken(part: Part) -> bytes:
     return b"".join([piece async for piece in part.pieces])
 
 
-async def the_store_keeps_its_word(store: Store) -> None:
+async def test_ranges_are_of_one_object(store: Store) -> None:
     await store.put("a/1/x", b"0123456789")
-    await store.put("b/x", b"")
     first = await store.part("a/1/x", 0, 4)
     assert (await taken(first), first.size) == (b"0123", 10)
     rest = await store.part("a/1/x", 4, 10, first.etag)
@@ -180,10 +182,22 @@ async def the_store_keeps_its_word(store: Store) -> None:
     await store.put("a/1/x", b"abcdefghij")
     with pytest.raises(Changed):
         await store.part("a/1/x", 4, 10, first.etag)
+
+
+async def test_a_file_that_is_not_there(store: Store) -> None:
+    await store.put("a/1/x", b"0123456789")
     with pytest.raises(Missing):
         await store.small("a/1/y")
+
+
+async def test_children_and_models(store: Store) -> None:
+    await store.put("a/1/x", b"0123456789")
+    await store.put("b/x", b"")
     assert await store.children("a/") == (["1"], [])
     assert [name async for name in store.models()] == ["a", "b"]
+
+
+# ---- Azure --------------------------------------------------------------------------
 
 
 async def test_models_are_served_from_azure(azure: str) -> None:
@@ -193,7 +207,6 @@ async def test_models_are_served_from_azure(azure: str) -> None:
         assert await engine.versions("m") == ["1", "2"]
         assert await ask(engine, "m") == 7.0
         assert await ask(engine, "m", "1") == 3.0
-    await the_store_keeps_its_word(Store.open(f"{azure}/own"))
 
 
 async def test_wrong_credentials_for_azure(azure: str, monkeypatch) -> None:
@@ -202,6 +215,9 @@ async def test_wrong_credentials_for_azure(azure: str, monkeypatch) -> None:
         await Store.open(azure).small("m/1/model.json")
     assert "CANARY" not in denied.value.message
     assert "Q0FOQVJZ" not in denied.value.message
+
+
+# ---- URLs, and the hosts behind them ------------------------------------------------
 
 
 def test_google_urls_make_stores(monkeypatch) -> None:

@@ -38,7 +38,7 @@ async def ahead_of(engine):
 
 def engine_ahead(engine):
     """The tier itself, for what only time would show."""
-    return engine.tiers.__self__._ahead
+    return engine.inventory.tiers.__self__._ahead
 
 
 async def bytes_ahead(engine, model: str) -> int:

@@ -13,7 +13,8 @@ from runtime.counts import Counts
 from runtime.engine import Resident, Snapshot
 from runtime.metrics import Metrics
 from runtime.report import About, NotAReport, Report, decode, encode
-from runtime.rest import LARGEST_HEAD, CannotListen, ServerInfo, application, listening
+from runtime.rest import LARGEST_HEAD, CannotListen, application, listening
+from runtime.rest_pages import ServerInfo
 from tests.fake_engine import FakeEngine
 
 INFO = ServerInfo("hotset-test", "1.2.3", ("model_repository",))

@@ -18,7 +18,9 @@ import psutil
 import pytest
 
 from runtime.config import Settings
+from runtime.envoy.admin import Admin
 from runtime.envoy.bootstrap import bootstrap
+from runtime.envoy.stage import DESERTED
 from runtime.link.memory import anonymous
 from runtime.ports import CannotListen, Shared, listener
 from runtime.tree import front, supervisor
@@ -699,6 +701,44 @@ async def test_both_ports_of_an_envoy_outlive_an_engine(store, tmp_path) -> None
         reasons = [line["reason"] for line in tree.said("the engine is replaced")]
         assert reasons == ["hung"] * 2
         assert (await tree.server.status())["ready"]
+
+
+@pytest.mark.process
+@pytest.mark.timeout(120)
+async def test_an_envoy_that_ends_by_itself_leaves_the_engine_as_it_was(
+    store, tmp_path, monkeypatch
+) -> None:
+    """In order, or killed: another takes its place, and no model has to come again."""
+    skip_without("envoy")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    async with tree_over(store, tmp_path / "log", "--frontend", "envoy") as tree:
+        engine = tree.of("engine")[0]
+        for end in (1, 2, 3):
+            clients = Clients(tree.server.grpc)
+            await clients.answered(50)
+            await clients.stop()
+            assert (clients.wrong, clients.errors) == ([], [])
+            snapshot = await tree.server.status()
+            assert (snapshot["loads"], len(snapshot["residents"])) == (MODELS, MODELS)
+            assert tree.of("engine")[0] == engine
+            (envoy,) = tree.of("front")
+            if end == 3:
+                envoy.kill()
+            else:
+                (folder,) = temporary.iterdir()
+                await Admin(str(folder / "admin")).quit()
+            await tree.until_said("a front end is replaced", end)
+            await tree.until_said("the server listens", 1 + end)
+            assert gone(envoy)
+        codes = [line["code"] for line in tree.said("a front end is replaced")]
+        assert codes == [DESERTED, DESERTED, -signal.SIGKILL]
+        assert len(tree.said("Envoy ended by itself")) == 2
+        assert tree.said("drained") == []
+    assert len(tree.said("drained")) == 1
+    assert tree.said("the engine is replaced") == []
+    assert list(temporary.iterdir()) == []
 
 
 @pytest.mark.process

@@ -98,17 +98,7 @@ def ls(
     there: on the device its bytes as they are booked, a little more than the file.
     """
     console = Console()
-    held: Sequence[Row] = ()
-    if url is not None or store is None:
-        held = of_server(ask(url or DEFAULT_URL).snapshot)
-    if store is None:
-        rows = [row for row in held if row.name.startswith(prefix)]
-        more = False
-    else:
-        with console.status("reading the store"):
-            rows, more = asyncio.run(_of_store(store, prefix, limit))
-        if url is not None:
-            rows = joined(rows, held)
+    rows, more = _listed(console, store, url, prefix, limit)
     if form is Form.JSON:
         for row in rows:
             typer.echo(json.dumps(asdict(row)))
@@ -116,6 +106,20 @@ def ls(
         console.print(table(rows, filed=store is not None))
     if more:
         typer.echo(f"there are more than {limit} models: see --limit", err=True)
+
+
+def _listed(
+    console: Console, store: str | None, url: str | None, prefix: str, limit: int
+) -> tuple[Sequence[Row], bool]:
+    """The rows, and whether the store has more models than `limit`."""
+    held: Sequence[Row] = ()
+    if url is not None or store is None:
+        held = of_server(ask(url or DEFAULT_URL).snapshot)
+    if store is None:
+        return [row for row in held if row.name.startswith(prefix)], False
+    with console.status("reading the store"):
+        rows, more = asyncio.run(_of_store(store, prefix, limit))
+    return (rows if url is None else joined(rows, held)), more
 
 
 async def _of_store(url: str, prefix: str, limit: int) -> tuple[list[Row], bool]:

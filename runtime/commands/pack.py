@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,37 +65,36 @@ def pack(
 
     Pack only what is yours: a factory and a .pt2 both run code when they are loaded.
     """
-    name = name or default_name(source)
-    if not valid_name(name):
-        raise typer.BadParameter(f"--name: a model's name has {NAME_RULE}")
-    if not valid_version(version):
-        raise typer.BadParameter(f"--version is {VERSION_RULE}")
+    place = _place(name or default_name(source), version)
     ranges = pairs("--range", range_ or (), bounds)
     limits = pairs("--limit", limit or (), integers)
     free = pairs("--dynamic", dynamic or (), integers)
-    labels = pairs("--label", label or (), str)
-
+    write = partial(
+        write_packed,
+        labels=pairs("--label", label or (), str),
+        pin=pin,
+        priority=priority,
+        tenant=tenant,
+    )
     wishes = Wishes(outputs, max_batch_size, free, ranges, limits)
-
-    def written(folder: Path) -> Packed:
-        return write_packed(
-            found,
-            folder / name / version,
-            labels=labels,
-            pin=pin,
-            priority=priority,
-            tenant=tenant,
-        )
-
     console = Console()
     try:
         with quiet(), console.status("exporting") as status:
             found = _exported(source, example, task, wishes)
             status.update("writing, reading back, comparing")
-            packed = placed(out, written)
+            packed = placed(out, lambda folder: write(found, folder / place))
     except PackRefused as error:
         raise Failed(str(error)) from None
     console.print(_told(packed, found, out))
+
+
+def _place(name: str, version: str) -> Path:
+    """Where the model lies in a store."""
+    if not valid_name(name):
+        raise typer.BadParameter(f"--name: a model's name has {NAME_RULE}")
+    if not valid_version(version):
+        raise typer.BadParameter(f"--version is {VERSION_RULE}")
+    return Path(name, version)
 
 
 def _exported(source: str, example: str, task: str, wishes: Wishes) -> Exported:

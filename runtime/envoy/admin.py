@@ -20,6 +20,8 @@ class Admin:
 
     def __init__(self, path: str) -> None:
         self._path = path
+        self.over = False
+        """True once Envoy ends: its socket still takes questions, and answers none."""
 
     async def listening(self) -> list[str]:
         """The addresses Envoy listens on, our listener's first; waits until it does."""
@@ -53,6 +55,8 @@ class Admin:
         await self._ask("POST", "/quitquitquit")
 
     async def _ask(self, method: str, path: str) -> str:
+        if self.over:
+            raise OSError("Envoy has ended")
         return await asyncio.to_thread(self._asked, method, path)
 
     def _asked(self, method: str, path: str) -> str:

@@ -35,9 +35,8 @@ async def serve(stage: Stage, control: int) -> int:
         member.say(Up({"grpc": addresses[0], "http": addresses[-1]}))
         async with beating(member, settings.predict_timeout):
             await first(stage.told, member.told_to_stop)
-            if not member.told_to_stop.is_set():
-                # Envoy ends by itself. The engine must not be drained for that: the
-                # supervisor puts another Envoy in its place.
-                return 1
-            await serving.stop()
+            if member.told_to_stop.is_set():
+                # Else Envoy ends by itself. The engine must not be drained for that:
+                # the supervisor puts another Envoy in its place.
+                await serving.stop()
     return 0

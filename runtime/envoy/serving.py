@@ -17,7 +17,8 @@ from runtime.config import Settings
 from runtime.engine import Engine
 from runtime.envoy.admin import Admin
 from runtime.limits import LAST_WORDS_S, QUIET_S, Options
-from runtime.rest import Exposition, ServerInfo, application
+from runtime.rest import application
+from runtime.rest_pages import Exposition, ServerInfo
 from runtime.services import services_of
 
 _log = structlog.get_logger()

@@ -9,7 +9,8 @@ Owns: ASGI's lifespan, and how the process ends. Must not: know what the program
     ends                  <-     quits Envoy            <-    returns an exit code
     lifespan.shutdown     ->     shutdown.complete
 
-Envoy may also end by itself; then the program is told, and waited for.
+Envoy may also end by itself; then the program is told, and waited for, and the process
+ends with a code that nobody takes for a good end.
 """
 
 import asyncio
@@ -20,13 +21,20 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+import structlog
+
 from runtime.asgi.types import Asgi, Message, Receive, Send
 from runtime.envoy import signals
 from runtime.envoy.admin import Admin
 from runtime.envoy.run import Run
 
+log = structlog.get_logger()
+
 ORDERLY_S = 5.0
 """Given to Envoy to end in order once there is nothing left to lose."""
+
+DESERTED = 1
+"""Exit code when Envoy ends before the program does, however well that ends then."""
 
 
 class NotListening(Exception):
@@ -47,6 +55,12 @@ class Stage:
     def open(self, app: Asgi) -> None:
         """From now on requests go to `app`; Envoy begins to listen."""
         self.opened.set_result(app)
+
+    def close(self) -> None:
+        """Envoy ends: the program is to end too, and need not ask Envoy anything."""
+        self.admin.over = True
+        self.over.set()
+        self.told.set()
 
     async def listening(self) -> Sequence[str]:
         """The addresses Envoy listens on, our listener's first. Raises NotListening:
@@ -97,13 +111,15 @@ class Staged:
         self._app = await stage.opened
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        stage.over.set()
-        stage.told.set()
+        stage.close()
         await playing
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _play(self, stage: Stage) -> None:
         code = await self._program(stage)
+        if stage.over.is_set():
+            code = code or DESERTED
+            log.error("Envoy ended by itself", code=code)
         with contextlib.suppress(OSError):
             # Before it listens, or with a code of ours, Envoy cannot end for us.
             if stage.opened.done() and code == 0:

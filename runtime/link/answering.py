@@ -27,7 +27,7 @@ from runtime.link.messages import (
 )
 from runtime.link.stream import Stream
 from runtime.link.tensors import packed, unpacked
-from runtime.rest import Exposition
+from runtime.rest_pages import Exposition
 
 LOOK_AGAIN_S = 0.1
 """How often it looks whether the engine is still ready; nobody tells."""

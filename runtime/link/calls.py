@@ -103,8 +103,10 @@ class Calls:
                 self._wait(pending)
 
     def close(self) -> None:
-        """No engine any more, and no calls."""
+        """No engine any more, and no calls. Who lets go of a link has not lost it, and
+        nobody is told so: an engine that is said to be lost is replaced."""
         self.draining = True
+        self.on_lost = lambda: None
         if self._stream is not None:
             self._stream.close()
             self._lost(self._stream)

@@ -142,8 +142,8 @@ class RemoteEngine:
         return cast(Explanation, await self._ask("explain", model, version))
 
     async def exposition(self, engine: object, accept: str) -> tuple[bytes, str]:
-        """See runtime.rest.Exposition: the page of the whole server, whoever is asked
-        for it."""
+        """See runtime.rest_pages.Exposition: the page of the whole server, whoever is
+        asked for it."""
         return cast(tuple[bytes, str], await self._ask("exposition", word=accept))
 
     async def drain(self) -> None:

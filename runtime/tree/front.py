@@ -14,7 +14,8 @@ from runtime import compose
 from runtime.config import Settings
 from runtime.link.memory import Region
 from runtime.link.remote import RemoteEngine
-from runtime.rest import ServerInfo, answering, application
+from runtime.rest import answering, application
+from runtime.rest_pages import ServerInfo
 from runtime.tree.control import Begin, Meet, Unlinked, Up
 from runtime.tree.member import Member, beating
 

@@ -14,7 +14,8 @@ from runtime.datatypes import RAW_ONLY, TORCH
 from runtime.errors import DeadlinePassed, Draining, NoRoom
 from runtime.limits import Options
 from runtime.metrics import Metrics
-from runtime.rest import ServerInfo, application, listening
+from runtime.rest import application, listening
+from runtime.rest_pages import ServerInfo
 from tests.fake_engine import linear
 
 MIB = 1 << 20
