@@ -7,7 +7,7 @@ calls it. Must not: set anything else.
 import argparse
 import asyncio
 
-from bench.storm import Far
+from bench.far import Far
 from runtime import compose, logs
 from runtime.sources import load
 

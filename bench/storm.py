@@ -23,12 +23,12 @@ from pathlib import Path
 
 from rich.progress import Progress
 
+from bench.far import Far
 from bench.floor_server import mlp
 from bench.interference import Disturbed, interference
 from bench.result import Figure, console, finish, parser
 from bench.traffic import Stored, example, request, zipf
 from loader.pack import export, write
-from loader.store import Part, Store
 from runtime import logs
 from runtime.compose import composed
 from runtime.counts import Counts
@@ -47,27 +47,6 @@ PART_OF_STORE = {"host": 0.25, "disk": 0.6}
 """What a start from these tiers may take of one from the store, medians."""
 WIDTHS = (512, 724, 1024, 1448, 2048, 2896, 3500)
 QUICK_WIDTHS = (150, 256, 400, 640, 1000)
-
-
-class Far(Store):
-    """A folder that answers as late as a store far away."""
-
-    delay = 0.03
-
-    def local(self, path: str) -> None:
-        """See Store: nobody opens what is far away."""
-
-    async def small(self, path: str, limit: int = 32 << 20) -> bytes:
-        """See Store."""
-        await asyncio.sleep(self.delay)
-        return await super().small(path, limit)
-
-    async def part(
-        self, path: str, start: int, end: int, etag: str | None = None
-    ) -> Part:
-        """See Store."""
-        await asyncio.sleep(self.delay)
-        return await super().part(path, start, end, etag)
 
 
 @dataclass(frozen=True, slots=True)
