@@ -3,6 +3,7 @@
 Owns: the delay. Must not: be a part of a command: a porter (runtime/porter/) finds this
 class by its module.
 """
+
 import asyncio
 
 from loader.store import Part, Store

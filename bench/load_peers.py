@@ -12,10 +12,10 @@ Nobody but hotset verifies a digest.
 """
 
 import asyncio
+import contextlib
 import http.client
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -28,14 +28,18 @@ from blake3 import blake3
 
 from bench.load_models import TENSORIZED, WEIGHTS, spec_of
 from bench.seaweed import BUCKET
-from loader.graphs import GraphShelf
+from eviction.costs import Costs
+from eviction.ledger import Ledger
 from loader.load import Loader, Model
 from loader.manifest import ModelSpec
-from loader.memory import HostMemory
 from loader.store import Store
+from runtime.commands.serve import loop_factory
+from runtime.loading import loading
+from runtime.sources import load as load_settings
 
 Tensors = Mapping[str, torch.Tensor]
 CPU = torch.device("cpu")
+CAPACITY = 4 << 30
 HOTSET, MEMCPY, SINGLE = "hotset", "memcpy", "single stream"
 PREAD, HASHED = "pread", "pread + BLAKE3"
 REFERENCES = (MEMCPY, PREAD, HASHED, SINGLE)
@@ -71,19 +75,28 @@ Load = Callable[[Target], Tensors]
 
 
 class Hotset:
-    """hotset's loader as the server uses it, on an event loop of its own."""
+    """hotset's loader as the server has it after some loads: on an event loop of its
+    own, with a porter. `pid`: of that."""
 
     phases: Mapping[str, float]
 
     def __init__(self, store: str) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._threads = ThreadPoolExecutor(4, "loader")
-        opened = Store.open(store)
-        shelf = GraphShelf(opened, CPU, self._threads)
-        self._loader = Loader(opened, shelf, HostMemory(), self._threads)
+        self._loop = (loop_factory() or asyncio.new_event_loop)()
+        self._stack = contextlib.AsyncExitStack()
         self._specs: dict[Path, ModelSpec] = {}
         self._held: Model | None = None
         self.phases = {}
+        self._loader = self._loop.run_until_complete(self._begin(store))
+        self.pid = self._loader.tiers().porter
+
+    async def _begin(self, store: str) -> Loader:
+        flags = {"store": store, "device": "cpu", "loader": "process"}
+        settings = load_settings(flags, None, {})
+        made = loading(settings, Store.open(store), CPU, Ledger(CAPACITY), Costs())
+        loader = (await self._stack.enter_async_context(made)).loader
+        while not loader.tiers().porter:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+        return loader
 
     def __call__(self, target: Target) -> Tensors:
         """Load it; the bytes stay until `release`."""

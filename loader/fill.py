@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 
+from loader.chunks import FileChunks
+from loader.digest import LARGEST
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.files import OpenFile
 from loader.placing import Placed, Placings, place
@@ -23,20 +25,21 @@ from loader.ranges import CHUNK, Ranges
 from loader.room import Filled, Room, Wanted
 from loader.spool import Spool
 from loader.store import Changed, Missing, Store
-from loader.threads import to_its_end, together
+from loader.threads import to_its_end
 from loader.verify import Damaged
 
 THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
 """Threads that read one file, if it may be verified by chunks: half of the cores at
-most. Two threads of one core hash a tenth more than one (measured), and those who
-answer need the other."""
+most, for those who answer need the others."""
 
 Kept = dict[int, list[memoryview]]
 """The pieces of each range, by where it starts."""
 
 
 class Filler:
-    """One for a loader. One event loop."""
+    """One for a loader. One event loop. `threads`: see THREADS. `step`: see Pouring.
+    `inline`: a small file that is in the page cache may keep the event loop, if it
+    comes alone: a thread is woken some 0.1 ms late, and back."""
 
     def __init__(
         self,
@@ -45,6 +48,10 @@ class Filler:
         executor: Executor,
         pool: Pool,
         spool: Spool | None,
+        *,
+        threads: int = THREADS,
+        step: int = LARGEST,
+        inline: bool = False,
     ) -> None:
         self._store = store
         self._placings = placings
@@ -52,6 +59,10 @@ class Filler:
         self._pool = pool
         self._spool = spool
         self._ranges = Ranges(store)
+        self._threads = threads
+        self._step = step
+        self._inline = inline
+        self._under_way = 0
 
     @property
     def pid(self) -> int:
@@ -60,6 +71,13 @@ class Filler:
 
     async def fill(self, spec: Wanted, room: Room) -> Filled:
         """See Below."""
+        self._under_way += 1
+        try:
+            return await self._fill(spec, room)
+        finally:
+            self._under_way -= 1
+
+    async def _fill(self, spec: Wanted, room: Room) -> Filled:
         filled = await self._from_disk(spec, room)
         if filled is not None:
             return filled
@@ -95,21 +113,9 @@ class Filler:
     async def _from_file(
         self, spec: Wanted, room: Room, opened: OpenFile, tier: str
     ) -> Filled:
-        size = spec.weights.size
-        starts = range(0, size, CHUNK)
-
         async def feed(pouring: Pouring) -> None:
-            left = iter(starts)
-
-            async def work() -> None:
-                for start in left:  # shared: each takes the next
-                    end = min(start + CHUNK, size)
-                    await to_its_end(
-                        self._executor, pouring.file, opened.fd, start, end
-                    )
-
-            threads = 1 if pouring.ordered else min(THREADS, len(starts))
-            await together([work() for _ in range(threads)])
+            chunks = FileChunks(pouring, opened.fd, spec.weights.size)
+            await chunks.pour(self._executor, self._threads)
 
         began = time.perf_counter()
         placed = await self._placed(spec, opened.header)
@@ -166,7 +172,15 @@ class Filler:
             pouring.file(opened.fd, 0, spec.weights.size)
 
         async def feed(pouring: Pouring) -> None:
-            await to_its_end(self._executor, take, pouring)
+            if not (self._inline and self._under_way == 1):
+                await to_its_end(self._executor, take, pouring)
+                return
+            opened.open_local(path, spec.weights, known.header)
+            size = spec.weights.size
+            try:
+                pouring.file(opened.fd, 0, size, wait=False)
+            except OSError:  # not cached, or a file system that cannot say
+                await to_its_end(self._executor, pouring.file, opened.fd, 0, size)
 
         began = time.perf_counter()
         return await self._pour(spec, room, known, "store", began, feed)
@@ -211,7 +225,10 @@ class Filler:
         block = await room.find(placed.placing.nbytes)
         try:
             landing = room.landing(block)
-            pouring = Pouring(spec, placed, landing, room.direct, self._pool)
+            pouring = Pouring(
+                spec, placed, landing, room.direct, self._pool, self._step
+            )
+            room.placed(block, placed)
             await feed(pouring)
             pouring.close(time.perf_counter() - began)
         except BaseException:

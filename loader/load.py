@@ -10,15 +10,17 @@ nobody uses just now, so that they may be moved aside.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 
 import structlog
+import torch
 
 from loader.ahead import Ahead
 from loader.arena import ONE_SLAB, Block, rounded
-from loader.errors import StoreUnreachable
+from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.fill import Filler
 from loader.graph import Graph
 from loader.graphs import GraphShelf
@@ -27,7 +29,7 @@ from loader.manifest import ModelSpec
 from loader.memory import DeviceMemory
 from loader.model import Model as Model
 from loader.pinned import pool_for
-from loader.placing import Placings
+from loader.placing import Placed, Placings
 from loader.pool import Pool
 from loader.ranges import CHUNK as CHUNK
 from loader.room import Below, Filled
@@ -36,9 +38,29 @@ from loader.spool import Spool
 from loader.store import Store
 from loader.tier import Space, Tiers
 from loader.warm import Warm
-from loader.weights import Views
+from loader.weights import Views, bind
 
 log = structlog.get_logger()
+
+
+class Early:
+    """Weights bound to a block while its bytes are on their way: 150 tensors take as
+    long as reading 2 MB. What does not fit is found when the bytes are there."""
+
+    def __init__(self, views: Views, slabs: Slabs, graph: Graph) -> None:
+        self._views = views
+        self._slabs = slabs
+        self._graph = graph
+        self.weights: dict[Block, tuple[torch.Tensor, ...]] = {}
+
+    def bind(self, block: Block, placed: Placed) -> None:
+        """The block that is being filled just now; called by the event loop."""
+        if block.slab is None:
+            return
+        with contextlib.suppress(ArtifactRefused):
+            views = self._views.of(placed, self._graph)
+            self.weights[block] = bind(views, self._slabs.buffer(block))
+
 
 Told = Callable[[str, int, float, str], None]
 
@@ -166,7 +188,9 @@ class Loader:
     async def _load(self, spec: ModelSpec) -> Model:
         graph = self._shelf.known(spec)
         if graph is not None:
-            return self._bound(spec, graph, await self._warm.fill(spec))
+            early = Early(self._views, self.slabs, graph)
+            filled = await self._warm.fill(spec, early.bind)
+            return self._bound(spec, graph, filled, early.weights.get(filled.block))
         graph_task = asyncio.get_running_loop().create_task(self._shelf.get(spec))
         # If the weights fail first, nobody reads what became of the graph.
         graph_task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -181,14 +205,20 @@ class Loader:
             graph_task.cancel()  # a no-op when it is done
         return self._bound(spec, graph, filled)
 
-    def _bound(self, spec: ModelSpec, graph: Graph, filled: Filled) -> Model:
-        """The graph over the block's bytes. Raises ArtifactRefused if they do not fit
-        each other; then the block is free."""
+    def _bound(
+        self,
+        spec: ModelSpec,
+        graph: Graph,
+        filled: Filled,
+        weights: tuple[torch.Tensor, ...] | None = None,
+    ) -> Model:
+        """The graph over the block's bytes, `weights` if they are made. Raises
+        ArtifactRefused if they do not fit each other; then the block is free."""
         try:
             graph.check(spec)
             views = self._views.of(filled.placed, graph)
             model = Model(spec, graph, views, filled, self._device)
-            model.bind(self.slabs.buffer(filled.block))
+            model.bind(self.slabs.buffer(filled.block), weights)
         except BaseException:
             self.slabs.free(filled.block)
             raise

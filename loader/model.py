@@ -45,9 +45,12 @@ class Model:
         """All its bytes; None once it has left."""
         self._home = 0
 
-    def bind(self, buffer: torch.Tensor) -> None:
-        """The weights are views into `buffer` from now on. Nobody runs it just now."""
-        self.weights, self.buffer = bind(self.views, buffer), buffer
+    def bind(
+        self, buffer: torch.Tensor, weights: tuple[torch.Tensor, ...] | None = None
+    ) -> None:
+        """The weights are views into `buffer` from now on, `weights` if they are made.
+        Nobody runs it just now."""
+        self.weights, self.buffer = weights or bind(self.views, buffer), buffer
         self._home = buffer.untyped_storage().data_ptr()
 
     @property

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from loader.digest import LARGEST
 from loader.errors import ArtifactRefused
 from loader.placing import Placed, Run, cuts
 from loader.pool import SLOT, Pool, Ring
@@ -32,7 +33,8 @@ Fill = Callable[[Array, int], None]
 
 class Pouring:
     """One file, placed as its header says. `landing`, `direct`: of its block, see
-    loader.room.Room. `seconds` tells what took how long once it is closed."""
+    loader.room.Room. `step`: bytes that are read and then hashed, at most. `seconds`
+    tells what took how long once it is closed."""
 
     def __init__(
         self,
@@ -41,6 +43,7 @@ class Pouring:
         landing: Any,
         direct: bool,
         pool: Pool,
+        step: int = LARGEST,
     ) -> None:
         self._spec = spec
         self._data_start = placed.layout.data_start
@@ -52,7 +55,7 @@ class Pouring:
         # The data section as it is: the CPU writes it where it belongs.
         self._place: Array | None = landing if direct and self._runs == one else None
         self._check = check(spec.weights)
-        self._step = self._check.step
+        self._step = min(step, self._check.step)
         self.ordered = self._check.ordered
         self._lock = threading.Lock()
         self.seconds = {"fetch": 0.0, "verify": 0.0, "copy": 0.0}
@@ -71,15 +74,17 @@ class Pouring:
             self._pour(start, start + len(source), copy, "copy")
             start += len(source)
 
-    def file(self, fd: int, start: int, end: int) -> None:
+    def file(self, fd: int, start: int, end: int, wait: bool = True) -> None:
         """Bytes `[start, end)` of an open file. Raises OSError, and ArtifactRefused
         where the file ends before, or a chunk is damaged; Changed if its header is
-        another one by now."""
+        another one by now. Not `wait`: BlockingIOError, or another OSError, unless
+        they are in the page cache; from the start of a chunk it may be begun anew."""
+        flags = 0 if wait else os.RWF_NOWAIT
 
         def read(to: Array, at: int) -> None:
             done = 0
             while done < len(to):
-                got = os.preadv(fd, [to[done:].data], at + done)
+                got = os.preadv(fd, [to[done:].data], at + done, flags)
                 if not got:
                     raise ArtifactRefused(
                         self._spec.weights.name, "ended before its size"

@@ -55,6 +55,10 @@ class Room(Protocol):
         pool's rings push to (loader/pinned.py)."""
         ...
 
+    def placed(self, block: Block, placed: Placed) -> None:
+        """Where its bytes will lie, said before they come."""
+        ...
+
     def trim(self, block: Block, nbytes: int) -> None:
         """It needs only its first `nbytes`."""
         ...

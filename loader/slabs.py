@@ -24,6 +24,7 @@ from loader.arena import LARGEST_GRANULE, Arena, Block, Slab, rounded
 from loader.compaction import MayMove, Move
 from loader.errors import DeviceFull
 from loader.memory import DeviceMemory
+from loader.placing import Placed
 from loader.room import Array
 from loader.threads import stand_back
 
@@ -34,11 +35,18 @@ ATTEMPTS = 4
 
 
 class SlabRoom:
-    """Room for one model (loader.room.Room). `group`: of those it had best lie by."""
+    """Room for one model (loader.room.Room). `group`: of those it had best lie by.
+    `told`: of what `placed` says, while the bytes are on their way."""
 
-    def __init__(self, slabs: "Slabs", group: str) -> None:
+    def __init__(
+        self,
+        slabs: "Slabs",
+        group: str,
+        told: Callable[[Block, Placed], None] | None = None,
+    ) -> None:
         self._slabs = slabs
         self._group = group
+        self._told = told
 
     @property
     def direct(self) -> bool:
@@ -53,6 +61,11 @@ class SlabRoom:
         """See Room."""
         buffer = self._slabs.buffer(block)
         return buffer.numpy() if buffer.device.type == "cpu" else buffer
+
+    def placed(self, block: Block, placed: Placed) -> None:
+        """See Room."""
+        if self._told is not None:
+            asyncio.get_running_loop().call_soon(self._told, block, placed)
 
     def trim(self, block: Block, nbytes: int) -> None:
         """See Room."""

@@ -8,11 +8,14 @@ Owns: that order, and the copy. Must not: know graphs, budgets or leases. Whatev
 """
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Executor
 
+from loader.arena import Block
 from loader.host import Copies
 from loader.manifest import ModelSpec
 from loader.memory import carry
+from loader.placing import Placed
 from loader.room import Below, Filled
 from loader.slabs import SlabRoom, Slabs
 from loader.threads import to_its_end
@@ -29,9 +32,12 @@ class Warm:
         self._copies = copies
         self._below = below
 
-    async def fill(self, spec: ModelSpec) -> Filled:
-        """A block with the model's bytes in it. Raises one of loader.errors."""
-        room = SlabRoom(self._slabs, spec.graph.sha256)
+    async def fill(
+        self, spec: ModelSpec, told: Callable[[Block, Placed], None] | None = None
+    ) -> Filled:
+        """A block with the model's bytes in it. `told`: see SlabRoom. Raises one of
+        loader.errors."""
+        room = SlabRoom(self._slabs, spec.graph.sha256, told)
         return await self._copied(spec, room) or await self._below.fill(spec, room)
 
     async def _copied(self, spec: ModelSpec, room: SlabRoom) -> Filled | None:

@@ -151,6 +151,8 @@ class Porter:
             landing = room.landing(block)
             slab, start = self._memory.where(landing)
             place = slab, start, len(landing)
+            if known is not None:
+                room.placed(block, known)
             done = await self._asked(spec, place, known is not None)
             placed = known or await self._placed(done.header, spec.weights.size)
         except BaseException:
