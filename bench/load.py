@@ -11,7 +11,8 @@ model streamer, tensorizer and boto3 + safetensors, each at its defaults. A load
 when every byte is in memory of the caller's own. Each library's bytes are compared
 with the file's once. They take turns, A B C, C B A, ..., so that a busy moment of the
 machine hits them all. Reported: medians and spread, CPU seconds of the loading process
-(the servers are others), requests and connections. Only hotset checks a digest.
+(the servers are others), requests and connections. Only hotset checks a digest. It
+loads as a server does after some loads: by its porter, whose CPU seconds count.
 
 Two references are no libraries: `memcpy`, the file's bytes into memory touched before,
 and `single stream`, one GET read into such memory by Python's http.client.

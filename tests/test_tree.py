@@ -30,6 +30,7 @@ from runtime.tree.control import (
     Begin,
     Control,
     Residents,
+    Unfit,
     Up,
     first_of,
     fitting,
@@ -163,6 +164,25 @@ async def test_nobody_is_introduced_to_the_dead() -> None:
     engine.say = lambda message, fds=(): told.append(message)
     watching._introduce(slot)
     assert told == []
+    closed(watching)
+
+
+@pytest.mark.parametrize(
+    ("served", "whose", "over"),
+    [(False, "front", True), (True, "front", False), (True, "engine", True)],
+)
+async def test_a_front_end_that_cannot_begin_later_ends_nobody_else(
+    served, whose, over
+) -> None:
+    """Its successor may; a server without an engine is none."""
+    watching = supervising(frontends=1)
+    (slot,) = watching._slots
+    engine, front = (Fleeting(role, None, None) for role in ("engine", "front"))
+    engine.role, front.role = "engine", "front"
+    watching._engine, slot.child, watching._served = engine, front, served
+    child = engine if whose == "engine" else front
+    watching._heard(child, Unfit("the port is taken"), ())
+    assert watching._over.done() is over
     closed(watching)
 
 

@@ -216,7 +216,7 @@ class Supervisor:
     def _heard(self, child: Child, message: Message, fds: Sequence[int]) -> None:
         child.silent = 0.0
         if isinstance(message, Unfit):
-            self._give_up(message.reason)
+            self._cannot(child, message.reason)
         elif isinstance(message, Residents):
             self._residents = message.models
             log.debug("who is resident", models=len(message.models))
@@ -229,6 +229,13 @@ class Supervisor:
                 if child in (self._engine, slot.child):
                     self._introduce(slot)
             self._tell()
+
+    def _cannot(self, child: Child, reason: str) -> None:
+        """At first nobody can. Later a front end's successor may, the next time."""
+        if child is self._engine or not self._served:
+            self._give_up(reason)
+        else:
+            log.error("a process could not begin", role=child.role, reason=reason)
 
     async def _unlinked(self, life: int) -> None:
         """Most often its engine is dead, and this is how its front end knows. Front
