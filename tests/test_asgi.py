@@ -18,7 +18,7 @@ from runtime.asgi.framing import framed, framed_like, length_of, message_of
 from runtime.asgi.metadata import check_size, timeout_of, told
 from runtime.asgi.telling import status_for
 from runtime.asgi.theirs import Theirs
-from runtime.asgi.unary import Unary
+from runtime.asgi.unary import FEW, Unary
 from runtime.asgi.vigil import ASKED, Caller, Vigil
 from runtime.errors import BadRequest, NoRoom
 from runtime.limits import BODY_S, Options
@@ -290,7 +290,7 @@ async def test_a_message_may_come_in_parts_of_any_size(app, vigil, size):
     assert not vigil.open
 
 
-async def test_a_body_is_asked_for_before_its_task_runs(app):
+async def test_who_is_alone_asks_for_the_body_before_its_task_runs(app, vigil):
     server, asked = Server(f"{SERVICE}/ModelInfer", predict()), []
 
     def receive():
@@ -301,6 +301,23 @@ async def test_a_body_is_asked_for_before_its_task_runs(app):
     assert asked == ["asked"]
     await call
     assert server.code == 0
+    assert asked == ["asked"]
+    assert not vigil.open
+
+
+async def test_among_others_the_task_asks_for_its_body(app, engine):
+    _, calls = await all_at_once(app, engine, 1)
+    server, asked = Server(f"{SERVICE}/ModelInfer", predict()), []
+
+    def receive():
+        asked.append("asked")
+        return server.receive()
+
+    call = app(server.scope, receive, server.send)
+    assert asked == []
+    await call
+    assert (server.code, asked) == (0, ["asked"])
+    await asyncio.gather(*calls)
 
 
 async def all_at_once(app, engine, count):
@@ -316,8 +333,9 @@ async def all_at_once(app, engine, count):
     return servers, calls
 
 
+@pytest.mark.parametrize("count", [1, 3, FEW])
 async def test_what_was_answered_in_one_turn_goes_out_together(
-    app, engine, vigil, monkeypatch
+    app, engine, vigil, monkeypatch, count
 ):
     seen, answered = [], Unary._written
 
@@ -326,13 +344,29 @@ async def test_what_was_answered_in_one_turn_goes_out_together(
         return answered(self, reply)
 
     monkeypatch.setattr(Unary, "_written", watched)
-    servers, calls = await all_at_once(app, engine, 3)
+    servers, calls = await all_at_once(app, engine, count)
     for server in servers:
         monkeypatch.setattr(server, "sent", Told(seen))
     await asyncio.gather(*calls)
-    assert seen == ["made"] * 3 + ["sent"] * 9
-    assert [server.code for server in servers] == [0, 0, 0]
+    assert seen == ["made"] * count + ["sent"] * (3 * count)
+    assert [server.code for server in servers] == [0] * count
     assert not vigil.open
+
+
+async def test_a_crowd_does_not_wait_for_its_last(app, engine, monkeypatch):
+    seen, written = [], Unary._written
+
+    def watched(self, reply):
+        seen.append("made")
+        return written(self, reply)
+
+    monkeypatch.setattr(Unary, "_written", watched)
+    servers, calls = await all_at_once(app, engine, FEW + 1)
+    for server in servers:
+        monkeypatch.setattr(server, "sent", Told(seen))
+    await asyncio.gather(*calls)
+    assert seen[:4] == ["made", "sent", "sent", "sent"]
+    assert [server.code for server in servers] == [0] * (FEW + 1)
 
 
 async def test_who_is_cut_before_the_answer_goes_out_hears_why(app, engine, vigil):

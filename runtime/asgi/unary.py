@@ -38,6 +38,11 @@ _PLAIN = b"identity"
 LARGE = 1 << 20
 """Bytes of an answer from which it goes out behind its prefix instead of in a copy."""
 
+FEW = 8
+"""Open calls up to which answers wait for those of their turn. With more of them the
+first had better be on its way while the last are made: then both cores have work, and
+whoever sends is seldom asleep."""
+
 
 class Unary:
     """An ASGI application that answers one method."""
@@ -55,12 +60,18 @@ class Unary:
         self._on_end = on_end
 
     def __call__(self, scope: Message, receive: Receive, send: Send) -> Awaitable[None]:
-        """A plain function: the body is asked for here and now, so that it is under
-        way while the task that reads it is made."""
-        return self._answer(scope, receive, send, receive())
+        """A plain function: a call that is alone asks for its body here and now, and
+        has it under way while the task that reads it is made. Among others that would
+        only wake whoever brings the bodies once more."""
+        first = None if self._vigil.open else receive()
+        return self._answer(scope, receive, send, first)
 
     async def _answer(
-        self, scope: Message, receive: Receive, send: Send, first: Awaitable[Message]
+        self,
+        scope: Message,
+        receive: Receive,
+        send: Send,
+        first: Awaitable[Message] | None,
     ) -> None:
         """Answer one call; whatever happens, nothing is raised."""
         vigil, caller = self._vigil, Caller(receive)
@@ -83,7 +94,7 @@ class Unary:
                 if encoding is _PLAIN
                 else await _compressed(answer, encoding)
             )
-            if len(vigil.open) > 1:
+            if 1 < len(vigil.open) <= FEW:
                 # A lap of the loop, in which all who were answered in this turn make
                 # their answers. So these go out one after the other, and whoever sends
                 # them (in Envoy another thread) is woken once and not for each.
@@ -105,10 +116,10 @@ class Unary:
         return answer
 
     async def _read(
-        self, first: Awaitable[Message], receive: Receive
+        self, first: Awaitable[Message] | None, receive: Receive
     ) -> tuple[int, bytes]:
-        """The flag and the bytes of the one message."""
-        event = await _event(first)
+        """The flag and the bytes of the one message. `first`: what was asked for."""
+        event = await _event(receive() if first is None else first)
         body: bytes = event["body"]
         if len(body) >= PREFIX:
             end = PREFIX + length_of(body, self._limit)
