@@ -17,6 +17,8 @@ from runtime.asgi.ended import Ended
 from runtime.asgi.framing import framed, framed_like, length_of, message_of
 from runtime.asgi.metadata import check_size, timeout_of, told
 from runtime.asgi.telling import status_for
+from runtime.asgi.theirs import Theirs
+from runtime.asgi.unary import FEW, Unary
 from runtime.asgi.vigil import ASKED, Caller, Vigil
 from runtime.errors import BadRequest, NoRoom
 from runtime.limits import BODY_S, Options
@@ -125,6 +127,64 @@ def test_a_message_that_cannot_be_read_ends_the_call(flag, payload, encoding, co
     assert caught.value.status.code is code
 
 
+# ---- a future that is somebody else's ----------------------------------------------
+
+
+async def waiting_for(future):
+    """A task that waits for it, and has begun to."""
+
+    async def wait():
+        return await Theirs(future)
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(0)
+    return task
+
+
+async def test_their_future_is_waited_for():
+    loop = asyncio.get_running_loop()
+    done, failed, there = loop.create_future(), loop.create_future(), None
+    tasks = [await waiting_for(done), await waiting_for(failed)]
+    done.set_result("brought")
+    failed.set_exception(BadRequest("refused"))
+    assert await tasks[0] == "brought"
+    with pytest.raises(BadRequest, match="refused"):
+        await tasks[1]
+    there = await Theirs(done)
+    assert there == "brought"
+
+
+async def test_who_is_cancelled_leaves_their_future_alone():
+    future = asyncio.get_running_loop().create_future()
+    task, other = await waiting_for(future), await waiting_for(future)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not future.done()
+    future.set_result("brought")  # a cancelled one would refuse it
+    assert await other == "brought"
+
+
+async def test_a_cancel_that_comes_with_the_result_ends_the_task():
+    future = asyncio.get_running_loop().create_future()
+    task = await waiting_for(future)
+    future.set_result("brought")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert future.result() == "brought"
+
+
+async def test_two_cancels_are_one():
+    future = asyncio.get_running_loop().create_future()
+    task = await waiting_for(future)
+    task.cancel()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not future.done()
+
+
 # ---- calls ------------------------------------------------------------------------
 
 
@@ -176,6 +236,18 @@ class Server:
         return b"".join(e.get("body", b"") for e in self.sent)
 
 
+class Told(list):
+    """What was sent; `seen` hears of it."""
+
+    def __init__(self, seen) -> None:
+        super().__init__()
+        self._seen = seen
+
+    def append(self, event) -> None:
+        self._seen.append("sent")
+        super().append(event)
+
+
 @pytest.fixture
 async def engine():
     return FakeEngine()
@@ -216,6 +288,94 @@ async def test_a_message_may_come_in_parts_of_any_size(app, vigil, size):
     answer = pb.ModelInferResponse.FromString(server.messages[5:])
     assert answer.model_name == "linear"
     assert not vigil.open
+
+
+async def test_who_is_alone_asks_for_the_body_before_its_task_runs(app, vigil):
+    server, asked = Server(f"{SERVICE}/ModelInfer", predict()), []
+
+    def receive():
+        asked.append("asked")
+        return server.receive()
+
+    call = app(server.scope, receive, server.send)
+    assert asked == ["asked"]
+    await call
+    assert server.code == 0
+    assert asked == ["asked"]
+    assert not vigil.open
+
+
+async def test_among_others_the_task_asks_for_its_body(app, engine):
+    _, calls = await all_at_once(app, engine, 1)
+    server, asked = Server(f"{SERVICE}/ModelInfer", predict()), []
+
+    def receive():
+        asked.append("asked")
+        return server.receive()
+
+    call = app(server.scope, receive, server.send)
+    assert asked == []
+    await call
+    assert (server.code, asked) == (0, ["asked"])
+    await asyncio.gather(*calls)
+
+
+async def all_at_once(app, engine, count):
+    """Calls that wait in the engine, and are let go."""
+    engine.hold.clear()
+    servers = [Server(f"{SERVICE}/ModelInfer", predict()) for _ in range(count)]
+    calls = [
+        asyncio.create_task(app(server.scope, server.receive, server.send))
+        for server in servers
+    ]
+    await engine.until(lambda: engine.waiting == count)
+    engine.hold.set()
+    return servers, calls
+
+
+@pytest.mark.parametrize("count", [1, 3, FEW])
+async def test_what_was_answered_in_one_turn_goes_out_together(
+    app, engine, vigil, monkeypatch, count
+):
+    seen, answered = [], Unary._written
+
+    def watched(self, reply):
+        seen.append("made")
+        return answered(self, reply)
+
+    monkeypatch.setattr(Unary, "_written", watched)
+    servers, calls = await all_at_once(app, engine, count)
+    for server in servers:
+        monkeypatch.setattr(server, "sent", Told(seen))
+    await asyncio.gather(*calls)
+    assert seen == ["made"] * count + ["sent"] * (3 * count)
+    assert [server.code for server in servers] == [0] * count
+    assert not vigil.open
+
+
+async def test_a_crowd_does_not_wait_for_its_last(app, engine, monkeypatch):
+    seen, written = [], Unary._written
+
+    def watched(self, reply):
+        seen.append("made")
+        return written(self, reply)
+
+    monkeypatch.setattr(Unary, "_written", watched)
+    servers, calls = await all_at_once(app, engine, FEW + 1)
+    for server in servers:
+        monkeypatch.setattr(server, "sent", Told(seen))
+    await asyncio.gather(*calls)
+    assert seen[:4] == ["made", "sent", "sent", "sent"]
+    assert [server.code for server in servers] == [0] * (FEW + 1)
+
+
+async def test_who_is_cut_before_the_answer_goes_out_hears_why(app, engine, vigil):
+    servers, calls = await all_at_once(app, engine, 2)
+    await engine.until(lambda: engine.waiting == 0)
+    vigil.cut()
+    await asyncio.gather(*calls)
+    assert [server.code for server in servers] == [Code.UNAVAILABLE] * 2
+    assert all(server.messages == b"" for server in servers)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from runtime.asgi.framing import (
 )
 from runtime.asgi.metadata import CONTENT_TYPE, OK, check_size, timeout_of
 from runtime.asgi.telling import OnEnd, hand, refuse, status_for
+from runtime.asgi.theirs import Theirs
 from runtime.asgi.types import Message, Receive, Send
 from runtime.asgi.vigil import Caller, Vigil
 from runtime.methods import Method
@@ -37,6 +38,11 @@ _PLAIN = b"identity"
 LARGE = 1 << 20
 """Bytes of an answer from which it goes out behind its prefix instead of in a copy."""
 
+FEW = 8
+"""Open calls up to which answers wait for those of their turn. With more of them the
+first had better be on its way while the last are made: then both cores have work, and
+whoever sends is seldom asleep."""
+
 
 class Unary:
     """An ASGI application that answers one method."""
@@ -53,7 +59,20 @@ class Unary:
         self._vigil = vigil
         self._on_end = on_end
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Message, receive: Receive, send: Send) -> Awaitable[None]:
+        """A plain function: a call that is alone asks for its body here and now, and
+        has it under way while the task that reads it is made. Among others that would
+        only wake whoever brings the bodies once more."""
+        first = None if self._vigil.open else receive()
+        return self._answer(scope, receive, send, first)
+
+    async def _answer(
+        self,
+        scope: Message,
+        receive: Receive,
+        send: Send,
+        first: Awaitable[Message] | None,
+    ) -> None:
         """Answer one call; whatever happens, nothing is raised."""
         vigil, caller = self._vigil, Caller(receive)
         task = vigil.begin(caller)
@@ -62,21 +81,24 @@ class Unary:
             check_size(headers)
             if b"grpc-timeout" in headers:
                 caller.give_up_after(timeout_of(headers[b"grpc-timeout"]))
-            flag, payload = await self._read(receive)
+            flag, payload = await self._read(first, receive)
             caller.watched = True
             encoding = _PLAIN
             if flag:
                 encoding = headers.get(b"grpc-encoding", _PLAIN)
                 payload = await inflated(flag, payload, encoding, self._limit)
             reply = await self._function(self._parse(payload), caller)
-            answer = reply.SerializeToString()
-            if len(answer) > self._limit:
-                raise too_large(len(answer), self._limit, "Sent")
+            answer = self._written(reply)
             events = (
                 _events(answer)
                 if encoding is _PLAIN
                 else await _compressed(answer, encoding)
             )
+            if 1 < len(vigil.open) <= FEW:
+                # A lap of the loop, in which all who were answered in this turn make
+                # their answers. So these go out one after the other, and whoever sends
+                # them (in Envoy another thread) is woken once and not for each.
+                await asyncio.sleep(0)
             await hand(send, *events)
         except asyncio.CancelledError:
             await self._cancelled(caller, send)
@@ -87,9 +109,17 @@ class Unary:
         finally:
             del vigil.open[task]
 
-    async def _read(self, receive: Receive) -> tuple[int, bytes]:
-        """The flag and the bytes of the one message."""
-        event = await _event(receive)
+    def _written(self, reply: Any) -> bytes:
+        answer: bytes = reply.SerializeToString()
+        if len(answer) > self._limit:
+            raise too_large(len(answer), self._limit, "Sent")
+        return answer
+
+    async def _read(
+        self, first: Awaitable[Message] | None, receive: Receive
+    ) -> tuple[int, bytes]:
+        """The flag and the bytes of the one message. `first`: what was asked for."""
+        event = await _event(receive() if first is None else first)
         body: bytes = event["body"]
         if len(body) >= PREFIX:
             end = PREFIX + length_of(body, self._limit)
@@ -130,13 +160,13 @@ async def _more(event: Message, receive: Receive) -> Message:
     if not event.get("more_body"):
         text = "the request ended before its message did"
         raise Ended(Status(Code.INTERNAL, 400, text))
-    return await _event(receive)
+    return await _event(receive())
 
 
-async def _event(receive: Receive) -> Message:
-    """The next part. The watch may cancel us, but not the server's own future: pyvoy
-    gives it its result all the same, when the request ends."""
-    event = await asyncio.shield(receive())
+async def _event(coming: Awaitable[Message]) -> Message:
+    """A part that has been asked for. The watch may cancel us, but not the server's own
+    future: pyvoy gives it its result all the same, when the request ends."""
+    event = await Theirs(asyncio.ensure_future(coming))
     if event["type"] != "http.request":
         raise asyncio.CancelledError
     return event

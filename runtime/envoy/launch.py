@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from runtime.config import Settings
+from runtime.envoy import rank
 from runtime.envoy.bootstrap import MODULE, bootstrap, ours
 from runtime.envoy.run import PYTHON, Run, hand_over
 from runtime.envoy.signals import STOP
@@ -85,6 +86,7 @@ def _become(settings: Settings, run: Run) -> NoReturn:
         environ = environment(libpython, folder)
         hand_over(run, environ)
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
+        rank.take_turns()
         shared = run.control is not None
         arguments = _arguments(settings, folder, shared)
         os.execve(envoy, [str(envoy), *arguments], environ)

@@ -24,7 +24,7 @@ from pathlib import Path
 import structlog
 
 from runtime.asgi.types import Asgi, Message, Receive, Send
-from runtime.envoy import signals
+from runtime.envoy import rank, signals
 from runtime.envoy.admin import Admin
 from runtime.envoy.run import Run
 
@@ -103,6 +103,7 @@ class Staged:
 
     async def _lifespan(self, _: Message, receive: Receive, send: Send) -> None:
         await receive()
+        rank.push_ahead()
         stage = Stage(self._run())
         if stage.run.control is None:
             signals.listen(asyncio.get_running_loop(), stage.told.set)
