@@ -21,7 +21,7 @@ from loader.arena import rounded
 from loader.errors import DeviceFull
 from loader.host import HostTier, Kept
 from loader.manifest import ModelSpec
-from loader.memory import HostMemory, PinnedMemory, unpin
+from loader.memory import DeviceMemory, HostMemory, PinnedMemory, unpin
 from loader.room import Below
 from loader.slabs import SlabRoom, Slabs
 from loader.tier import Tally, Tier
@@ -39,7 +39,8 @@ class Guess:
 
 
 class Ahead:
-    """Up to `capacity` bytes. `host`: the tier that it stands before."""
+    """Up to `capacity` bytes. `host`: the tier that it stands before. `memory`: if it
+    is not to be any of the host's."""
 
     def __init__(
         self,
@@ -47,10 +48,12 @@ class Ahead:
         device: torch.device,
         host: HostTier | None,
         timeout: float = 120.0,
+        memory: DeviceMemory | None = None,
     ) -> None:
         self.capacity = capacity
         self._pinned = device.type == "cuda"
-        memory = PinnedMemory() if self._pinned else HostMemory()
+        if memory is None:
+            memory = PinnedMemory() if self._pinned else HostMemory()
         self._slabs = Slabs(memory, lambda: capacity, whole=self._pinned)
         self._host = host
         self._timeout = timeout

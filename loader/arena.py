@@ -52,7 +52,7 @@ class Slab:
     nbytes: int
     blocks: list["Block"] = field(default_factory=list)
     left: list[tuple[int, int]] = field(default_factory=list)
-    """(start, end) of what blocks have left behind: touched, and nobody's."""
+    """(start, end) of what blocks have left behind: nobody's, counted as touched."""
 
     def holes(self) -> Iterator[tuple[int, int]]:
         """(start, end) of what is free, in order."""

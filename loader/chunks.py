@@ -15,7 +15,7 @@ from loader.turns import ERRAND
 RUN = 4
 """Chunks that a thread takes before it comes back. Waking one takes 0.1 ms, and the
 kernel may first put it where another is busy: of 200 MB read and hashed in 31 ms by two
-threads, 15 were such waits. Who is not urgent comes back after each."""
+threads, 15 were such waits. Those that are not urgent come back after each."""
 
 
 class FileChunks:

@@ -31,7 +31,6 @@ from loader.model import Model as Model
 from loader.pinned import pool_for
 from loader.placing import Placed, Placings
 from loader.pool import Pool
-from loader.ranges import CHUNK as CHUNK
 from loader.room import Below, Filled
 from loader.slabs import Slabs
 from loader.spool import Spool

@@ -9,7 +9,7 @@ model while its bytes move, and no lock is needed to say so. On a GPU that is so
 budget, would refuse a load.
 
 Memory is given back in a thread: 12 MB of it can take as many milliseconds. Until that
-is done nobody gets a block there; meanwhile as much may be touched as one load brings.
+is done nobody gets a block there, and that much more than the capacity is touched.
 """
 
 import asyncio
@@ -151,15 +151,11 @@ class Slabs:
     async def find(self, nbytes: int, group: str) -> Block:
         """A block, moving others aside if it takes that. Raises DeviceFull."""
         block = self.take(nbytes, group)
-        if block is None and self._shedding:
-            await asyncio.wait(
-                [asyncio.wrap_future(done) for _, done in self._shedding]
-            )
-            block = self.take(nbytes, group)
         if block is not None:
             return block
         async with self._compacting:
             for _ in range(ATTEMPTS):
+                await self._shed_over()
                 block = self.take(nbytes, group)
                 if block is not None:
                     return block
@@ -169,6 +165,7 @@ class Slabs:
                 if moves is None:
                     break
                 await self._carry_out(moves)
+        await self._shed_over()
         block = self.take(nbytes, group)
         if block is None:
             raise DeviceFull("the device has no room in one piece for this model")
@@ -202,6 +199,12 @@ class Slabs:
                 self._behind = ThreadPoolExecutor(1, "shed", stand_back)
             done = self._behind.submit(self.memory.shed, buffer)
             self._shedding.append((block, done))
+
+    async def _shed_over(self) -> None:
+        while self._shedding:
+            pending = [asyncio.wrap_future(done) for _, done in self._shedding]
+            await asyncio.wait(pending)
+            self._shed_done()
 
     def _shed_done(self) -> None:
         still = []

@@ -44,7 +44,7 @@ def check(file: FileRef) -> Check:
 
 
 class Whole:
-    """By one SHA-256."""
+    """By one SHA-256. A file that begins again is checked again."""
 
     ordered = True
 
@@ -56,6 +56,8 @@ class Whole:
 
     def update(self, at: int, data: memoryview) -> None:
         """See Check."""
+        if not at:
+            self._digest = hashlib.sha256()
         self._digest.update(data)
 
     def finish(self) -> None:

@@ -158,8 +158,8 @@ class Settings(BaseSettings):
         title="MODE",
         description="Where weights are read and verified: in threads of the engine, or "
         "in a process of its own, which takes 40 MB and keeps loads from slowing "
-        "answers. auto: a process, once there were 16 loads, where --device is cpu and "
-        "there is more than one core. Default: auto.",
+        "answers (Linux, --device cpu, any store but memory://). auto: a process after "
+        "16 loads, where there is more than one core. Default: auto.",
     )
     load_timeout: Interval = Field(
         120.0,

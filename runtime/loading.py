@@ -5,13 +5,13 @@ Owns: making them and taking them apart in order. Must not: hold logic of its ow
 
 import asyncio
 import contextlib
-import os
 import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 import torch
 
 from eviction.costs import Costs
@@ -23,7 +23,7 @@ from loader.fill import Filler
 from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.load import Loader
-from loader.memory import memory_on
+from loader.memory import DeviceMemory, memory_on
 from loader.pinned import pool_for
 from loader.placing import Placings
 from loader.room import Below
@@ -33,8 +33,10 @@ from loader.store import Store
 from loader.threads import stand_back
 from loader.turns import Crew, Turns
 from runtime.config import Settings
-from runtime.porter.messages import Begin
+from runtime.porter.fit import begin, unfit
 from runtime.porter.porter import Porter
+
+log = structlog.get_logger()
 
 TURN_S = 0.0005
 """How long a loading thread may keep the event loop from Python (`_taking_turns`)."""
@@ -68,10 +70,11 @@ async def loading(
     crew = Crew(threads, turns)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_taking_turns())
+        apart = _apart(settings, store, device)
         try:
             pool = pool_for(device, settings.concurrent_loads)
             stack.callback(pool.close)
-            host, ahead = await _copies(settings, device, threads, estate, stack)
+            host, ahead = await _copies(settings, device, threads, estate, apart, stack)
         except DeviceFull as error:
             raise Unservable(
                 "the host has not the memory that --host-cache and --prefetch ask "
@@ -86,18 +89,16 @@ async def loading(
         stack.push_async_callback(shelf.aclose)
         placings = Placings()
         below: Below = Filler(store, placings, crew, pool, spool)
-        memory = memory_on(device)
-        if may_be_apart(settings, store, device):
-            memory = shared = SharedMemory()
-            begin = _begin(settings, store)
-            porter = Porter(below, placings, shared, crew, begin, spool)
+        if apart is not None:
+            first = begin(settings, store)
+            porter = Porter(below, placings, apart, crew, first, spool)
             below = await stack.enter_async_context(
                 porter.living(settings.loader == "process")
             )
         loader = Loader(
             store,
             shelf,
-            memory,
+            apart or memory_on(device),
             crew,
             settings.load_timeout,
             capacity=lambda: ledger.capacity,
@@ -116,6 +117,7 @@ async def _copies(
     device: torch.device,
     threads: Executor,
     estate: Estate | None,
+    memory: DeviceMemory | None,
     stack: contextlib.AsyncExitStack,
 ) -> tuple[HostTier | None, Ahead | None]:
     """The tiers that keep verified bytes in host memory. Raises DeviceFull."""
@@ -125,35 +127,20 @@ async def _copies(
         stack.callback(host.close)
         await asyncio.to_thread(host.reserve)
     if settings.prefetch:
-        ahead = Ahead(settings.prefetch, device, host, settings.load_timeout)
+        ahead = Ahead(settings.prefetch, device, host, settings.load_timeout, memory)
         stack.callback(ahead.close)
         await asyncio.to_thread(ahead.reserve)
     return host, ahead
 
 
-def may_be_apart(settings: Settings, store: Store, device: torch.device) -> bool:
-    """True if weights may come in by a process of their own (runtime/porter/)."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 0
-    fit = device.type == "cpu" and cores > 0 and bool(store.url)
-    # A class of a script that runs cannot be found from another process.
-    fit = fit and type(store).__module__ != "__main__"
-    return (
-        fit
-        and settings.loader != "threads"
-        and (settings.loader == "process" or cores > 1)
-    )
-
-
-def _begin(settings: Settings, store: Store) -> Begin:
-    kind = type(store)
-    return Begin(
-        f"{kind.__module__}:{kind.__qualname__}",
-        store.url,
-        settings.disk_cache or "",
-        settings.disk_cache_size,
-        settings.concurrent_loads,
-        (settings.log_format, settings.log_level),
-    )
+def _apart(
+    settings: Settings, store: Store, device: torch.device
+) -> SharedMemory | None:
+    """Memory that a porter may write to, if there may be one."""
+    reason = unfit(settings, store, device)
+    if reason and settings.loader == "process":
+        log.warning("loads stay in threads", reason=reason)
+    return None if reason else SharedMemory()
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from loader.errors import (
     StoreDenied,
     StoreUnreachable,
 )
-from loader.load import CHUNK
+from loader.ranges import CHUNK
 from runtime.compose import composed
 from runtime.config import Settings
 from runtime.engine import Request

@@ -10,7 +10,7 @@ import torch
 from bench.proxy import Counter, Passed, proxy
 from loader.errors import ArtifactRefused, LoadFailed, ModelNotFound, StoreDenied
 from loader.hosts import NOWHERE, fence, host_of, hosts
-from loader.load import CHUNK
+from loader.ranges import CHUNK
 from loader.store import Changed, Missing, Part, Store
 from runtime.compose import composed
 from runtime.config import Settings

@@ -1,10 +1,14 @@
 """The porter: a process that brings weights into memory it shares with the engine.
 
+Owns: fetching, verifying and placing them (loader/fill.py) apart from the engine. Must
+not: be needed, decide what is loaded, or import torch: so it takes 40 MB.
+
 Reading, hashing and placing a model takes a thread for milliseconds, and each of its
 system calls lets go of the interpreter and asks for it again: beside loads in threads
-of its own process a resident model's p99 was 3.8 times what it is alone, beside a
-porter 1.4 (docs/decisions/0019). It needs no torch: 40 MB.
+of its own process a resident model's p99 was 3.8 times what it is alone
+(docs/decisions/0019).
 
+    fit.py        whether there may be one
     porter.py     the engine's side: who asks it, and what becomes of what it is asked
     process.py    its process: begun, watched, replaced, ended
     messages.py   what they say to each other

@@ -1,5 +1,8 @@
 """`python -m runtime.porter FD PARENT`: a porter, called by nobody but its engine
-(runtime/porter/process.py)."""
+(runtime/porter/process.py).
+
+Owns: its first lines. Must not: import what takes time before it would die with us.
+"""
 
 import sys
 

@@ -124,8 +124,11 @@ ORDERS = msgspec.msgpack.Decoder(Order)
 REPORTS = msgspec.msgpack.Decoder(Report)
 
 UNTOLD = "untold"
-"""Kind of a failure: what it brought cannot be told. CALLED_OFF: as was asked."""
+"""Kind of a failure: the header is too long to be told."""
 CALLED_OFF = "called off"
+"""Kind of a failure: as was asked."""
+BUG = "bug"
+"""Kind of a failure: none of loader.errors."""
 
 
 class Elsewhere(Exception):
@@ -170,20 +173,18 @@ def failed(call: int, error: BaseException) -> Failed:
         return Failed(call, "denied", (error.message,), told)
     if isinstance(error, StoreUnreachable):
         return Failed(call, "unreachable", (error.message,), told)
-    return Failed(call, "bug", (), f"{type(error).__name__}: {error}"[:MOST_CAUSE])
+    return Failed(call, BUG, (), f"{type(error).__name__}: {error}"[:MOST_CAUSE])
 
 
 def error_of(told: Failed) -> LoadFailed:
-    """The error again."""
+    """The error again, if it was one of loader.errors."""
     error: LoadFailed
     if told.kind == "refused":
         error = ArtifactRefused(*told.said)
     elif told.kind == "denied":
         error = StoreDenied(*told.said)
-    elif told.kind == "unreachable":
-        error = StoreUnreachable(*told.said)
     else:
-        error = StoreUnreachable("loading failed by a fault of the server")
+        error = StoreUnreachable(*told.said)
     if told.cause:
         error.__cause__ = Elsewhere(told.cause)
     return error

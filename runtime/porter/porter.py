@@ -25,6 +25,7 @@ from loader.threads import settled, to_its_end
 from loader.tier import Tally
 from loader.turns import ERRAND
 from runtime.porter.messages import (
+    BUG,
     CALLED_OFF,
     UNTOLD,
     Begin,
@@ -34,6 +35,7 @@ from runtime.porter.messages import (
     Done,
     Failed,
     Hurry,
+    Order,
     Report,
     Up,
     Went,
@@ -48,10 +50,14 @@ log = structlog.get_logger()
 
 AFTER = 16
 """Loads of a server before it gets a porter. One whose models all fit has no use for
-it: it takes 40 MB and half a second of CPU time to begin."""
+it: it takes 40 MB, and a quarter of a second of CPU time to begin."""
 
 SLOW_S = 30.0
-"""For a load that was called off to say so; then its process is hung, and is killed."""
+"""How long a load that was called off may take to say so; after that its process counts
+as hung, and is killed."""
+
+TRIES = 3
+"""Lives in a row that never come up; then loads stay in threads."""
 
 
 class Gone(Exception):
@@ -84,6 +90,7 @@ class Porter:
         self._numbers = itertools.count(1)
         self._process: Process | None = None
         self._up = False
+        self._failed = 0
         self._closed = False
         self._lives = Lives()
         self._next: asyncio.TimerHandle | None = None
@@ -98,13 +105,13 @@ class Porter:
     async def fill(self, spec: Wanted, room: Room) -> Filled:
         """See Below."""
         self._seen += 1
-        if self._seen > self._after and self._process is None and self._next is None:
+        if self._seen > self._after and self._next is None:
             self.start()
         if self._up and room.direct and fits(spec.weights):
             try:
                 return await self._brought(spec, room)
             except Gone:
-                log.warning("a load is begun anew without the porter", model=spec.name)
+                log.info("a load is begun anew without the porter", model=spec.name)
         return await self._local.fill(spec, room)
 
     def start(self) -> None:
@@ -116,9 +123,10 @@ class Porter:
         try:
             self._process = Process(self._heard, self._ended)
         except OSError as error:
+            self._failed += 1
             self._again(f"{error.strerror}")
             return
-        self._process.say(self._begin)
+        self._must_hear(self._begin)
         for ground in self._memory.grounds.values():
             self._came(ground)
 
@@ -138,8 +146,7 @@ class Porter:
             self._next.cancel()
         if self._process is not None:
             await self._process.leave()
-        nobody = SharedMemory()
-        self._memory.came, self._memory.went = nobody.came, nobody.went
+        self._memory.unwatched()
 
     # -- one load ---------------------------------------------------------------------
 
@@ -149,8 +156,10 @@ class Porter:
         block = await room.find(nbytes)
         try:
             landing = room.landing(block)
-            slab, start = self._memory.where(landing)
-            place = slab, start, len(landing)
+            where = self._memory.where(landing)
+            if where is None:
+                raise Gone
+            place = *where, len(landing)
             if known is not None:
                 room.placed(block, known)
             done = await self._asked(spec, place, known is not None)
@@ -184,7 +193,7 @@ class Porter:
             if errand is not None:
                 errand.hurried = None
         if isinstance(told, Failed):
-            raise Gone if told.kind in (UNTOLD, CALLED_OFF) else error_of(told)
+            raise Gone if told.kind in (UNTOLD, CALLED_OFF, BUG) else error_of(told)
         return told
 
     async def _called_off(
@@ -205,12 +214,15 @@ class Porter:
     # -- its lives --------------------------------------------------------------------
 
     def _came(self, ground: Ground) -> None:
-        if self._process is not None and ground.region() is not None:
-            self._process.say(Came(ground.number, ground.nbytes), [ground.fd])
+        if ground.region() is not None:
+            self._must_hear(Came(ground.number, ground.nbytes), ground.fd)
 
     def _went(self, number: int) -> None:
-        if self._process is not None:
-            self._process.say(Went(number))
+        self._must_hear(Went(number))
+
+    def _must_hear(self, order: Order, *fds: int) -> None:
+        if self._process is not None and not self._process.say(order, fds):
+            self._process.kill()
 
     def _heard(self, report: Report) -> None:
         if isinstance(report, Done | Failed):
@@ -220,7 +232,7 @@ class Porter:
         elif isinstance(report, Disk):
             self._disk(report)
         elif isinstance(report, Up):
-            self._up = True
+            self._up, self._failed = True, 0
             log.info("loads have a process of their own", pid=self.pid)
 
     def _disk(self, report: Disk) -> None:
@@ -232,6 +244,7 @@ class Porter:
         self._spool.counted(self._past + self._present, report.up)
 
     def _ended(self, process: Process, code: int) -> None:
+        self._failed += not self._up
         self._process, self._up = None, False
         self._past, self._present = self._past + self._present, Tally()
         calls, self._calls = self._calls, {}
@@ -239,10 +252,16 @@ class Porter:
             if not answer.done():
                 answer.set_exception(Gone())
                 answer.exception()  # read: who asked may have been called off
+        if self._spool is not None:
+            self._spool.counted(self._past, up=True)
         if not self._closed:
             self._again(f"code {code}")
 
     def _again(self, reason: str) -> None:
+        if self._failed >= TRIES:
+            log.error("there is no porter, loads stay in threads", reason=reason)
+            self._closed = True
+            return
         wait = self._lives.end(self._loop.time(), reason)
         log.error("the porter is replaced", reason=reason, wait=wait)
         self._next = self._loop.call_later(wait, self.start)

@@ -40,17 +40,15 @@ class Process:
         self._gone = gone
         self._silent = 0.0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            fd = theirs.fileno()
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "runtime.porter", str(fd), str(os.getpid())],
-                pass_fds=(fd,),
-                process_group=0,
-                stdin=subprocess.DEVNULL,
-            )
-        self._pidfd = os.pidfd_open(self._process.pid)
+        try:
+            with theirs:
+                self._process = _started(theirs.fileno())
+            self._pidfd = os.pidfd_open(self._process.pid)
+        except BaseException:
+            ours.close()  # a process that has begun ends with it
+            raise
         self._loop.add_reader(self._pidfd, self._reap)
-        self._packets: Packets[Order | Report] = Packets(
+        self._packets: Packets[Order, Report] = Packets(
             ours, REPORTS, lambda report, fds: self._hear(report, heard), lambda: None
         )
         self._watch = self._loop.create_task(self._watched())
@@ -79,9 +77,9 @@ class Process:
             self.kill()
             await self.ended
 
-    def _hear(self, report: Order | Report, heard: Callable[[Report], None]) -> None:
+    def _hear(self, report: Report, heard: Callable[[Report], None]) -> None:
         self._silent = 0.0
-        heard(report)  # type: ignore[arg-type]
+        heard(report)
 
     async def _watched(self) -> None:
         before = self._loop.time()
@@ -93,13 +91,29 @@ class Process:
             if self._silent > HUNG_S:
                 log.error("the porter hangs, it is killed", pid=self.pid)
                 self.kill()
+                return
 
     def _reap(self) -> None:
         self._watch.cancel()
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
         code = self._process.wait()
-        self._packets.drain()  # its last words
-        self._packets.close()
-        self.ended.set_result(code)
-        self._gone(self, code)
+        try:
+            self._packets.drain()  # its last words
+        finally:
+            self._packets.close()
+            self.ended.set_result(code)
+            self._gone(self, code)
+
+
+def _started(fd: int) -> "subprocess.Popen[bytes]":
+    """Where modules are found is what it is here, not the folder that we are run in."""
+    found = os.pathsep.join(path or os.getcwd() for path in sys.path)
+    command = [sys.executable, "-P", "-m", "runtime.porter", str(fd), str(os.getpid())]
+    return subprocess.Popen(
+        command,
+        pass_fds=(fd,),
+        process_group=0,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": found},
+    )

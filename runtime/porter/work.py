@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
 from socket import socket
@@ -70,13 +71,19 @@ class Model:
     weights: FileRef
 
 
+class Untold(Exception):
+    """The header is too long to be told."""
+
+
 class Given:
-    """A Room: memory that the engine has found and will free."""
+    """A Room: memory that the engine has found and will free. `known`: the engine knows
+    the header."""
 
     direct = True
 
-    def __init__(self, memory: Array) -> None:
+    def __init__(self, memory: Array, known: bool) -> None:
         self._memory = memory
+        self._known = known
 
     async def find(self, nbytes: int) -> Block:
         """See Room. The file's size bounds it (loader/placing.py)."""
@@ -89,7 +96,9 @@ class Given:
         return self._memory[: block.nbytes]
 
     def placed(self, block: Block, placed: Placed) -> None:
-        """See Room."""
+        """See Room. Before anything is read that would be read in vain."""
+        if not self._known and len(placed.header) > MOST_HEADER:
+            raise Untold
 
     def trim(self, block: Block, nbytes: int) -> None:
         """See Room."""
@@ -112,11 +121,11 @@ class Work:
     def __init__(self, end: socket) -> None:
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = self._loop.create_future()
-        self._packets: Packets[Report | Order] = Packets(
-            end, ORDERS, self._heard, self._end
+        self._packets: Packets[Report, Order] = Packets(
+            end, ORDERS, self._obey, self._end
         )
         self._slabs: dict[int, Array] = {}
-        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._tasks: dict[int, asyncio.Task[Done]] = {}
         self._errands: dict[int, Errand] = {}
         self._turns = Turns()
         self._filler: Filler | None = None
@@ -138,7 +147,15 @@ class Work:
         if not self.over.done():
             self.over.set_result(None)
 
-    def _heard(self, order: Report | Order, fds: Sequence[int]) -> None:
+    def _obey(self, order: Order, fds: Sequence[int]) -> None:
+        try:
+            self._heard(order, fds)
+        except Exception as error:
+            # One that does not do what it is told is worse than none.
+            log.critical("the porter cannot do what it is told", exc_info=error)
+            os._exit(1)
+
+    def _heard(self, order: Order, fds: Sequence[int]) -> None:
         if isinstance(order, Fill | Hurry | CallOff):
             self._loads(order)
         elif isinstance(order, Came):
@@ -152,17 +169,22 @@ class Work:
 
     def _loads(self, order: Fill | Hurry | CallOff) -> None:
         if isinstance(order, Fill):
-            self._errands[order.call] = Errand(order.urgent)
-            self._tasks[order.call] = self._loop.create_task(self._fill(order))
+            errand = self._errands[order.call] = Errand(order.urgent)
+            self._turns.begin(errand)
+            task = self._loop.create_task(self._filled(order, errand))
+            self._tasks[order.call] = task
+            # Not in the task: one that is cancelled before its first step runs no line
+            # of it.
+            task.add_done_callback(partial(self._answer, order.call, errand))
             return
-        task, errand = self._tasks.get(order.call), self._errands.get(order.call)
-        if task is None or errand is None:
+        if order.call not in self._tasks:
             return  # its answer is on its way
+        errand = self._errands[order.call]
         if isinstance(order, Hurry):
             self._turns.hurry(errand)
         else:
             self._turns.call_off(errand)
-            task.cancel()
+            self._tasks[order.call].cancel()
 
     def _begin(self, begin: Begin) -> None:
         logs.configure(*begin.log)
@@ -190,33 +212,30 @@ class Work:
         memory = np.frombuffer(region, dtype=np.uint8)[: slab.nbytes]
         self._slabs[slab.number] = memory
 
-    async def _fill(self, order: Fill) -> None:
-        errand = self._errands[order.call]
-        ERRAND.set(errand)
-        self._turns.begin(errand)
-        try:
-            report = await self._filled(order)
-        except asyncio.CancelledError:
-            report = Failed(order.call, CALLED_OFF, (), "")
-        except Exception as error:
-            report = failed(order.call, error)
-            if report.kind == "bug":
-                log.error("a load failed by a bug", exc_info=error)
-        finally:
-            self._turns.end(errand)
-            del self._tasks[order.call], self._errands[order.call]
-        self._packets.say(report)
-        self._tell()
-
-    async def _filled(self, order: Fill) -> Report:
+    async def _filled(self, order: Fill, errand: Errand) -> Done:
         assert self._filler is not None, "Not begun. This is a bug."
+        ERRAND.set(errand)
         model = Model(order.name, order.directory, file_of(order))
         memory = self._slabs[order.slab][order.start : order.start + order.nbytes]
-        filled = await self._filler.fill(model, Given(memory))
+        filled = await self._filler.fill(model, Given(memory, order.known))
         header = b"" if order.known else filled.placed.header
-        if len(header) > MOST_HEADER:
-            return Failed(order.call, UNTOLD, (), "")
         return Done(order.call, filled.tier, dict(filled.seconds), header)
+
+    def _answer(self, call: int, errand: Errand, task: "asyncio.Task[Done]") -> None:
+        self._turns.end(errand)
+        del self._tasks[call], self._errands[call]
+        error = None if task.cancelled() else task.exception()
+        report: Report
+        if task.cancelled():
+            report = Failed(call, CALLED_OFF, (), "")
+        elif isinstance(error, Untold):
+            report = Failed(call, UNTOLD, (), "")
+        elif error is not None:
+            report = failed(call, error)
+        else:
+            report = task.result()
+        self._packets.say(report)
+        self._tell()
 
     # -- the disk tier ----------------------------------------------------------------
 

@@ -68,7 +68,7 @@ Message = Begin | Meet | Stop | Up | Unfit | Beat | Residents | Unlinked
 _decoder = msgspec.msgpack.Decoder(Message)
 
 
-class Control(Packets[Message]):
+class Control(Packets[Message, Message]):
     """One end of it."""
 
     def __init__(
