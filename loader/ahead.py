@@ -23,7 +23,8 @@ from loader.host import HostTier, Kept
 from loader.manifest import ModelSpec
 from loader.memory import DeviceMemory, HostMemory, PinnedMemory, unpin
 from loader.room import Below
-from loader.slabs import SlabRoom, Slabs
+from loader.slab_room import SlabRoom
+from loader.slabs import Slabs
 from loader.tier import Tally, Tier
 from loader.turns import ERRAND, Errand
 

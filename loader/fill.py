@@ -18,6 +18,7 @@ from loader.chunks import FileChunks
 from loader.digest import LARGEST
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.files import OpenFile
+from loader.keeping import Keeping
 from loader.placing import Placed, Placings, place
 from loader.pool import Pool
 from loader.pour import Pouring
@@ -31,9 +32,6 @@ from loader.verify import Damaged
 THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
 """Threads that read one file, if it may be verified by chunks: half of the cores at
 most, for those who answer need the others."""
-
-Kept = dict[int, list[memoryview]]
-"""The pieces of each range, by where it starts."""
 
 
 class Filler:
@@ -137,18 +135,17 @@ class Filler:
                 placed = await self._placed(spec, first)
             except ArtifactRefused as error:  # nobody has verified it yet
                 raise Damaged(error.place, error.reason) from error
-            kept = self._keeping(spec)
+            keeping = Keeping(self._spool, spec.weights)
 
             async def feed(pouring: Pouring) -> None:
                 async def sink(at: int, pieces: Sequence[memoryview]) -> None:
                     await to_its_end(self._executor, pouring.bytes, at, pieces)
-                    if kept is not None:
-                        keep(kept, at, pieces)
+                    keeping.came(at, pieces)
 
                 await reading.pour(sink)
 
             filled = await self._pour(spec, room, placed, "store", began, feed)
-        self._keep(spec, kept)
+        keeping.put()
         return filled
 
     async def _from_folder(self, spec: Wanted, room: Room, path: Path) -> Filled:
@@ -185,22 +182,6 @@ class Filler:
         began = time.perf_counter()
         return await self._pour(spec, room, known, "store", began, feed)
 
-    def _keeping(self, spec: Wanted) -> Kept | None:
-        """Where the file's bytes gather for the disk tier, if that wants them."""
-        file = spec.weights
-        if self._spool is None or not self._spool.wants(file.identity, file.size):
-            return None
-        return {}
-
-    def _keep(self, spec: Wanted, kept: Kept | None) -> None:
-        """Asked again: all loads that run at once were told that there is room."""
-        file = spec.weights
-        if self._spool is None or kept is None:
-            return
-        if self._spool.wants(file.identity, file.size):
-            parts = [piece for start in sorted(kept) for piece in kept[start]]
-            self._spool.put(file.identity, parts)
-
     # -- the block --------------------------------------------------------------------
 
     async def _placed(self, spec: Wanted, first: bytes) -> Placed:
@@ -236,16 +217,3 @@ class Filler:
             raise
         self._placings.verified(spec.weights.identity, placed)
         return Filled(block, placed, tier, pouring.seconds)
-
-
-def keep(kept: Kept, at: int, pieces: Sequence[memoryview]) -> None:
-    """Pieces that were poured. A range that begins anew was damaged before.
-
-    None at all, which is how a full range ends, are no beginning of the next one.
-    """
-    if not pieces:
-        return
-    start = at - at % CHUNK
-    if at == start:
-        kept[start] = []
-    kept[start] += pieces

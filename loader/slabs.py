@@ -24,56 +24,12 @@ from loader.arena import LARGEST_GRANULE, Arena, Block, Slab, rounded
 from loader.compaction import MayMove, Move
 from loader.errors import DeviceFull
 from loader.memory import DeviceMemory
-from loader.placing import Placed
-from loader.room import Array
 from loader.threads import stand_back
 
 log = structlog.get_logger()
 
 ATTEMPTS = 4
 """Plans for one load before it is refused: others come and go between two moves."""
-
-
-class SlabRoom:
-    """Room for one model (loader.room.Room). `group`: of those it had best lie by.
-    `told`: of what `placed` says, while the bytes are on their way."""
-
-    def __init__(
-        self,
-        slabs: "Slabs",
-        group: str,
-        told: Callable[[Block, Placed], None] | None = None,
-    ) -> None:
-        self._slabs = slabs
-        self._group = group
-        self._told = told
-
-    @property
-    def direct(self) -> bool:
-        """See Room."""
-        return self._slabs.memory.direct
-
-    async def find(self, nbytes: int) -> Block:
-        """See Room."""
-        return await self._slabs.find(nbytes, self._group)
-
-    def landing(self, block: Block) -> "Array | torch.Tensor":
-        """See Room."""
-        buffer = self._slabs.buffer(block)
-        return buffer.numpy() if buffer.device.type == "cpu" else buffer
-
-    def placed(self, block: Block, placed: Placed) -> None:
-        """See Room."""
-        if self._told is not None:
-            asyncio.get_running_loop().call_soon(self._told, block, placed)
-
-    def trim(self, block: Block, nbytes: int) -> None:
-        """See Room."""
-        self._slabs.arena.trim(block, nbytes)
-
-    def free(self, block: Block) -> None:
-        """See Room."""
-        self._slabs.free(block)
 
 
 class Slabs:

@@ -17,7 +17,8 @@ from loader.manifest import ModelSpec
 from loader.memory import carry
 from loader.placing import Placed
 from loader.room import Below, Filled
-from loader.slabs import SlabRoom, Slabs
+from loader.slab_room import SlabRoom
+from loader.slabs import Slabs
 from loader.threads import to_its_end
 
 

@@ -1,7 +1,9 @@
 """The arena against a brute-force model that knows every byte's owner."""
 
+import asyncio
 import itertools
 import mmap
+import threading
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from loader import arena as arena_module
 from loader.arena import GRANULE, ONE_SLAB, Arena, Slab, rounded
 from loader.compaction import plan
 from loader.memory import HostMemory
+from loader.shared import SharedMemory
 from loader.slabs import Slabs
 
 
@@ -217,6 +220,57 @@ def test_lazy_memory_has_addresses_to_spare_and_sheds_what_was_left() -> None:
     assert arena.shed() == []
 
 
+def test_a_block_may_need_less_than_it_took() -> None:
+    arena = Arena(lambda: 10 * GRANULE, lazy=True)
+    arena.add(40 * GRANULE)
+    block = arena.take(4 * GRANULE)
+    arena.trim(block, 2 * GRANULE + 1)
+    assert (block.nbytes, arena.held) == (3 * GRANULE, 3 * GRANULE)
+    assert arena.touched == 4 * GRANULE, "its tail may have been written"
+    arena.trim(block, 4 * GRANULE)
+    assert block.nbytes == 3 * GRANULE, "never more"
+    after = arena.take(GRANULE)
+    assert after.start == 3 * GRANULE
+    arena.free(block)
+    arena.free(after)
+    assert arena.held == 0
+
+
+class Slow(HostMemory):
+    """Gives memory back when it is told that it may."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.asked = threading.Event()
+
+    def shed(self, unused) -> None:
+        self.asked.set()
+        self.may.wait()
+
+
+async def test_who_has_no_room_waits_for_what_is_given_back() -> None:
+    capacity, memory = 4 * GRANULE, Slow()
+    slabs = Slabs(memory, lambda: capacity)
+    blocks = [slabs.take(GRANULE) for _ in range(4)]
+    (slab,) = slabs.arena.slabs
+    slab.nbytes = 4 * GRANULE  # no addresses to spare
+    for block in blocks[:2]:
+        slabs.arena.free(block)
+    capacity = 2 * GRANULE
+    slabs.shrink()
+    await asyncio.to_thread(memory.asked.wait)
+    capacity = 4 * GRANULE
+    slabs.arena.add = None  # nor another slab
+    slabs.arena.growth = lambda nbytes: (0, [])
+    finding = asyncio.create_task(slabs.find(2 * GRANULE, ""))
+    await asyncio.sleep(0)
+    assert slabs.take(GRANULE) is None
+    assert not finding.done()
+    memory.may.set()
+    assert (await finding).start == 0
+    slabs.close()
+
+
 class Bytes(RuleBasedStateMachine):
     """Each granule of each slab, and who wrote it."""
 
@@ -324,9 +378,10 @@ TestBytes = Bytes.TestCase
 TestBytes.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_shedding_takes_no_byte_of_a_neighbour() -> None:
+@pytest.mark.parametrize("kind", [HostMemory, SharedMemory])
+def test_shedding_takes_no_byte_of_a_neighbour(kind) -> None:
     """Blocks do not end where pages do; what is shed must not reach into them."""
-    memory = HostMemory()
+    memory = kind()
     slab = memory.slab(64 * mmap.PAGESIZE)
     for start in (0, 256, mmap.PAGESIZE - 256, mmap.PAGESIZE):
         for size in (256, 5_120, mmap.PAGESIZE, 3 * mmap.PAGESIZE + 512):

@@ -32,8 +32,9 @@ from runtime.loading import loading
 from runtime.observer import NullObserver
 from runtime.porter import messages, porter, process
 from runtime.porter.fit import begin, unfit
+from runtime.porter.given import Model
 from runtime.porter.messages import error_of, failed, file_of, fill_of, fits
-from runtime.porter.work import Model, Work
+from runtime.porter.work import Work
 from tests import fault_server as faults
 from tests import tiny_models
 from tests.test_faults import (

@@ -19,11 +19,12 @@ from safetensors.torch import save
 from loader import arena, files, fill, ranges
 from loader import spool as spool_module
 from loader.arena import GRANULE
+from loader.digest import FileRef
 from loader.errors import ArtifactRefused, DeviceFull, LoadFailed, StoreUnreachable
-from loader.fill import keep
 from loader.folder import Folder
 from loader.graphs import GraphShelf
 from loader.host import HostTier
+from loader.keeping import Keeping
 from loader.load import Loader
 from loader.memory import HostMemory, mapped
 from loader.pool import SLOT, host_pool
@@ -640,12 +641,27 @@ async def test_a_load_cancelled_while_a_file_is_opened_closes_it(
         assert bench.loader.slabs.arena.held == 0
 
 
+class Put:
+    """A disk tier that wants everything."""
+
+    def __init__(self) -> None:
+        self.parts: list[bytes] = []
+
+    def wants(self, digest: str, size: int) -> bool:
+        return True
+
+    def put(self, digest: str, parts) -> None:
+        self.parts = [bytes(part) for part in parts]
+
+
 def test_the_end_of_a_range_is_not_the_beginning_of_the_next() -> None:
     """The next one's pieces may be here already: the disk tier got files without them,
     and dropped each one at its first use."""
-    kept: dict[int, list[memoryview]] = {}
-    piece = memoryview(b"x")
-    keep(kept, CHUNK, [piece])
-    keep(kept, 0, [piece])
-    keep(kept, CHUNK, [])
-    assert kept == {0: [piece], CHUNK: [piece]}
+    spool = Put()
+    keeping = Keeping(spool, FileRef("w", 2, "00" * 32))
+    keeping.came(0, [memoryview(b"damaged")])
+    keeping.came(CHUNK, [memoryview(b"b")])
+    keeping.came(0, [memoryview(b"a")])
+    keeping.came(CHUNK, [])
+    keeping.put()
+    assert spool.parts == [b"a", b"b"]

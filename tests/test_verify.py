@@ -1,5 +1,6 @@
 """Digests while bytes land: in any order, and never ready before all are right."""
 
+import hashlib
 import random
 
 import pytest
@@ -38,6 +39,15 @@ def test_chunks_come_in_any_order_and_side_by_side() -> None:
     for left, right in zip(second, first, strict=True):
         found.update(*left)
         found.update(*right)
+    found.finish()
+
+
+def test_a_whole_file_may_begin_anew() -> None:
+    """Half of it was in the page cache, and then it was not."""
+    found = check(FileRef("w", len(DATA), hashlib.sha256(DATA).hexdigest()))
+    for step in steps(DATA)[:3]:
+        found.update(*step)
+    pour(found, DATA)
     found.finish()
 
 

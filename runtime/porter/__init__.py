@@ -12,5 +12,6 @@ of its own process a resident model's p99 was 3.8 times what it is alone
     porter.py     the engine's side: who asks it, and what becomes of what it is asked
     process.py    its process: begun, watched, replaced, ended
     messages.py   what they say to each other
-    work.py       its own side
+    disks.py      what the engine knows of its disk tier
+    work.py       its own side; given.py: what an order gives it
 """

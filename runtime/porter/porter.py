@@ -22,8 +22,8 @@ from loader.room import Below, Filled, Room, Wanted
 from loader.shared import Ground, SharedMemory
 from loader.spool import Spool
 from loader.threads import settled, to_its_end
-from loader.tier import Tally
 from loader.turns import ERRAND
+from runtime.porter.disks import Disks
 from runtime.porter.messages import (
     BUG,
     CALLED_OFF,
@@ -82,7 +82,6 @@ class Porter:
         self._memory = memory
         self._executor = executor
         self._begin = begin
-        self._spool = spool
         self._after = after
         self._seen = 0
         self._loop = asyncio.get_running_loop()
@@ -94,7 +93,7 @@ class Porter:
         self._closed = False
         self._lives = Lives()
         self._next: asyncio.TimerHandle | None = None
-        self._past, self._present = Tally(), Tally()
+        self._disk = Disks(spool)
         memory.came, memory.went = self._came, self._went
 
     @property
@@ -230,30 +229,20 @@ class Porter:
             if answer is not None and not answer.done():
                 answer.set_result(report)
         elif isinstance(report, Disk):
-            self._disk(report)
+            self._disk.told(report)
         elif isinstance(report, Up):
             self._up, self._failed = True, 0
             log.info("loads have a process of their own", pid=self.pid)
 
-    def _disk(self, report: Disk) -> None:
-        if self._spool is None:
-            return
-        for digest, size in report.files:
-            self._spool.heard(digest, size)
-        self._present = Tally(*report.tally)
-        self._spool.counted(self._past + self._present, report.up)
-
     def _ended(self, process: Process, code: int) -> None:
         self._failed += not self._up
         self._process, self._up = None, False
-        self._past, self._present = self._past + self._present, Tally()
         calls, self._calls = self._calls, {}
         for answer in calls.values():
             if not answer.done():
                 answer.set_exception(Gone())
                 answer.exception()  # read: who asked may have been called off
-        if self._spool is not None:
-            self._spool.counted(self._past, up=True)
+        self._disk.ended()
         if not self._closed:
             self._again(f"code {code}")
 

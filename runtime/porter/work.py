@@ -18,10 +18,8 @@ from socket import socket
 import numpy as np
 import structlog
 
-from loader.arena import Block
-from loader.digest import FileRef
 from loader.fill import Filler
-from loader.placing import Placed, Placings
+from loader.placing import Placings
 from loader.pool import host_pool
 from loader.room import Array
 from loader.spool import Spool
@@ -29,9 +27,9 @@ from loader.store import Store
 from loader.turns import ERRAND, Crew, Errand, Turns
 from runtime import logs
 from runtime.link.packets import Packets
+from runtime.porter.given import Given, Model, Untold
 from runtime.porter.messages import (
     CALLED_OFF,
-    MOST_HEADER,
     ORDERS,
     UNTOLD,
     Beat,
@@ -60,51 +58,6 @@ STEP = 1 << 20
 """Bytes that are read and then hashed from the core's own cache: a tenth quicker than 8
 MiB. In the engine each step asks for the interpreter (docs/decisions/0018); here nobody
 else wants it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """Of which file (loader.room.Wanted)."""
-
-    name: str
-    directory: str
-    weights: FileRef
-
-
-class Untold(Exception):
-    """The header is too long to be told."""
-
-
-class Given:
-    """A Room: memory that the engine has found and will free. `known`: the engine knows
-    the header."""
-
-    direct = True
-
-    def __init__(self, memory: Array, known: bool) -> None:
-        self._memory = memory
-        self._known = known
-
-    async def find(self, nbytes: int) -> Block:
-        """See Room. The file's size bounds it (loader/placing.py)."""
-        if nbytes > len(self._memory):
-            raise AssertionError("More room is needed than was given. This is a bug.")
-        return Block(None, 0, nbytes, "")
-
-    def landing(self, block: Block) -> Array:
-        """See Room."""
-        return self._memory[: block.nbytes]
-
-    def placed(self, block: Block, placed: Placed) -> None:
-        """See Room. Before anything is read that would be read in vain."""
-        if not self._known and len(placed.header) > MOST_HEADER:
-            raise Untold
-
-    def trim(self, block: Block, nbytes: int) -> None:
-        """See Room."""
-
-    def free(self, block: Block) -> None:
-        """See Room. The engine does, when it hears."""
 
 
 @dataclass(slots=True)
