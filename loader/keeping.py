@@ -6,7 +6,6 @@ Owns: gathering them. Must not: write (loader/spool.py), or keep what nobody wan
 from collections.abc import Sequence
 
 from loader.digest import FileRef
-from loader.ranges import CHUNK
 from loader.spool import Spool
 
 
@@ -18,19 +17,17 @@ class Keeping:
         self._spool = spool
         if spool is not None and not spool.wants(file.identity, file.size):
             self._spool = None
-        self._ranges: dict[int, list[memoryview]] = {}
+        self._pieces: dict[int, memoryview] = {}
 
     def came(self, at: int, pieces: Sequence[memoryview]) -> None:
-        """Pieces that were poured. A range that begins anew was damaged before.
-
-        None at all, which is how a full range ends, are no beginning of the next one.
-        """
-        if self._spool is None or not pieces:
+        """Pieces that were poured, from `at` of the file on. What came for their places
+        before was damaged."""
+        if self._spool is None:
             return
-        start = at - at % CHUNK
-        if at == start:
-            self._ranges[start] = []
-        self._ranges[start] += pieces
+        for piece in pieces:
+            self._forget(at, at + len(piece))
+            self._pieces[at] = piece
+            at += len(piece)
 
     def put(self) -> None:
         """All came, and is right. Asked again: all loads that run at once were told
@@ -38,6 +35,12 @@ class Keeping:
         file = self._file
         if self._spool is None or not self._spool.wants(file.identity, file.size):
             return
-        ranges = self._ranges
-        parts = [piece for start in sorted(ranges) for piece in ranges[start]]
+        parts = [self._pieces[at] for at in sorted(self._pieces)]
         self._spool.put(file.identity, parts)
+
+    def _forget(self, start: int, end: int) -> None:
+        for at, piece in list(self._pieces.items()):
+            if start <= at < end:
+                del self._pieces[at]
+            elif at < start < at + len(piece):
+                self._pieces[at] = piece[: start - at]

@@ -180,6 +180,7 @@ class Loader:
                 )
             except Exception as error:
                 log.error("the host tier could not keep a model", exc_info=error)
+            del source  # a view: its slab could not go
         model.let_go()
         del self._models[model.block]
         self.slabs.free(model.block)

@@ -5,9 +5,12 @@ asked for again, and that no file is put together from two. Must not: know what 
 bytes mean, or place them.
 
 The manifest tells the size, so all ranges are asked for at once and a file of up to
-CHUNK bytes is one request. A file whose ETag is known from its last load is asked for
-under it (If-Match); of another, the ranges' ETags must agree. Never obstore's
-get_ranges: it merges neighbouring ranges into one stream (loading facts, 0.4).
+CHUNK bytes is one request. A larger one that is verified by chunks comes in PARALLEL
+ranges of up to SPAN bytes: a request costs the store something, too (200 MB from a
+SeaweedFS beside us took 1.7 times a single stream in 25 ranges, 1.3 times in 8). A file
+whose ETag is known from its last load is asked for under it (If-Match); of another, the
+ranges' ETags must agree. Never obstore's get_ranges: it merges neighbouring ranges into
+one stream (loading facts, 0.4).
 
 Bytes go to their sink while more come. Ranges of a file that is verified by chunks go
 in any order, several at once; others wait for those before them, in memory.
@@ -29,6 +32,9 @@ from loader.verify import Damaged
 
 CHUNK = 8 << 20
 """Bytes a range: one GET brings most small models whole (loading facts, 4d)."""
+
+SPAN = 4 * CHUNK
+"""Bytes of a range at most: what is behind a reset in it is asked for again."""
 
 PARALLEL = 8
 """Ranges of one model under way at once."""
@@ -87,7 +93,9 @@ class Reading:
         )
         self._sink: Sink | None = None
         self._opened = self._before = asyncio.Event()
-        starts = range(0, spec.weights.size, CHUNK)
+        share = -(-spec.weights.size // (PARALLEL * CHUNK)) * CHUNK
+        self._span = CHUNK if spec.weights.chunks is None else min(SPAN, share)
+        starts = range(0, spec.weights.size, self._span)
         self._starts = iter(starts)
         self._workers = [
             asyncio.create_task(self._work()) for _ in range(min(PARALLEL, len(starts)))
@@ -123,24 +131,26 @@ class Reading:
             before, done = self._before, asyncio.Event()
             if self._spec.weights.chunks is None:
                 self._before = done
-            try:
-                await self._range(start, before)
-            except Damaged:
-                await self._again(start, before)
+            await self._right(start, before)
             done.set()
 
-    async def _again(self, start: int, before: asyncio.Event) -> None:
-        try:
-            await self._range(start, before)
-            return
-        except Damaged as error:
-            refused = ArtifactRefused(error.place, error.reason)
-        # Out here it has no context: its traceback holds the block's memory.
-        raise refused
+    async def _right(self, start: int, before: asyncio.Event) -> None:
+        """A range; from a chunk that came damaged on it is asked for again, once."""
+        end, asked = min(start + self._span, self._spec.weights.size), -1
+        while True:
+            try:
+                await self._range(start, end, before)
+                return
+            except Damaged as error:
+                refused = ArtifactRefused(error.place, error.reason)
+                start = max(start, error.at)
+            if start == asked:
+                # Out here it has no context: its traceback holds the block's memory.
+                raise refused
+            asked = start
 
-    async def _range(self, start: int, before: asyncio.Event) -> None:
+    async def _range(self, start: int, end: int, before: asyncio.Event) -> None:
         """Fetch a range and pour it, once it may be poured."""
-        end = min(start + CHUNK, self._spec.weights.size)
         at, held = start, list[memoryview]()
         async with aclosing(self._fetch(start, end)) as pieces:
             async for piece in pieces:

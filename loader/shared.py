@@ -44,12 +44,14 @@ class SharedMemory(HostMemory):
 
     def slab(self, nbytes: int) -> torch.Tensor:
         """See DeviceMemory."""
-        fd = os.memfd_create("hotset-arena", os.MFD_CLOEXEC)
+        fd = -1
         try:
+            fd = os.memfd_create("hotset-arena", os.MFD_CLOEXEC)
             os.ftruncate(fd, max(1, nbytes))
             region = mmap.mmap(fd, max(1, nbytes))
         except (OSError, OverflowError, ValueError) as error:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
             raise DeviceFull("the host has no memory left for this model") from error
         weakref.finalize(region, os.close, fd)
         slab = torch.frombuffer(region, dtype=torch.uint8)[:nbytes]
@@ -81,6 +83,18 @@ class SharedMemory(HostMemory):
             if ground.base <= address < ground.base + ground.nbytes:
                 return ground.number, address - ground.base
         return None
+
+
+def can_share() -> bool:
+    """True if this machine, or its sandbox, has such files and gives pages back."""
+    memory = SharedMemory()
+    try:
+        slab = memory.slab(mmap.PAGESIZE)
+    except DeviceFull:
+        return False
+    slab.fill_(1)
+    memory.shed(slab)
+    return not bool(slab.any())
 
 
 def _nobody(what: object) -> None:

@@ -9,7 +9,8 @@ model while its bytes move, and no lock is needed to say so. On a GPU that is so
 budget, would refuse a load.
 
 Memory is given back in a thread: 12 MB of it can take as many milliseconds. Until that
-is done nobody gets a block there, and that much more than the capacity is touched.
+is done nobody gets a block there, and that much more than the capacity is touched: at
+most a part of it (PENDING), or as much as one load brings.
 """
 
 import asyncio
@@ -27,6 +28,10 @@ from loader.memory import DeviceMemory
 from loader.threads import stand_back
 
 log = structlog.get_logger()
+
+PENDING = 16
+"""A part of the capacity that may be on its way back, beside what a load brings; then
+loads wait for it."""
 
 ATTEMPTS = 4
 """Plans for one load before it is refused: others come and go between two moves."""
@@ -106,6 +111,10 @@ class Slabs:
 
     async def find(self, nbytes: int, group: str) -> Block:
         """A block, moving others aside if it takes that. Raises DeviceFull."""
+        bound = max(rounded(nbytes), self.arena.capacity() // PENDING)
+        while sum(block.nbytes for block, _ in self._shedding) > bound:
+            await asyncio.wait([asyncio.wrap_future(self._shedding[0][1])])
+            self._shed_done()
         block = self.take(nbytes, group)
         if block is not None:
             return block

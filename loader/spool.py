@@ -171,6 +171,7 @@ class Spool:
         try:
             known = self._sizes.get(digest) == size
             if not known and time.monotonic() >= self._paused_until:
+                self._folder.mkdir(parents=True, exist_ok=True)  # somebody tidied up
                 self._make_room(size)
                 write_whole(self._path(digest), parts)
                 self._used(digest, size)

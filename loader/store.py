@@ -80,7 +80,10 @@ class Store:
         Raises ValueError, saying what to do, for a URL that is none of these.
         """
         store = cls._opened(url, environ)
-        if environ is os.environ and store.scheme != "memory":
+        if store._folder is not None:
+            # As it was found now: a link may lead elsewhere later.
+            store.url = str(store._folder.root)
+        elif environ is os.environ and store.scheme != "memory":
             store.url = url
         return store
 

@@ -37,7 +37,9 @@ def stand_back() -> None:
     if sys.platform == "linux":
         # A sandbox may refuse either: then they load at the rank they have.
         with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            me = threading.get_native_id()
+            rank = max(NICE, os.getpriority(os.PRIO_PROCESS, me))
+            os.setpriority(os.PRIO_PROCESS, me, rank)
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 

@@ -18,7 +18,11 @@ from loader.manifest import FileRef
 
 class Damaged(ArtifactRefused):
     """Bytes are not those that model.json means. Asked for again they may be: this is
-    how a bit that flipped on the way looks."""
+    how a bit that flipped on the way looks. `at`: where their chunk begins."""
+
+    def __init__(self, place: str, reason: str, at: int = 0) -> None:
+        super().__init__(place, reason)
+        self.at = at
 
 
 class Check(Protocol):
@@ -99,6 +103,7 @@ class ByChunk:
                 raise Damaged(
                     self._file.name,
                     f"the BLAKE3 of chunk {index} is not the one in model.json",
+                    index * size,
                 )
             self._left.remove(index)
 

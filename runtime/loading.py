@@ -27,7 +27,7 @@ from loader.memory import DeviceMemory, memory_on
 from loader.pinned import pool_for
 from loader.placing import Placings
 from loader.room import Below
-from loader.shared import SharedMemory
+from loader.shared import SharedMemory, can_share
 from loader.spool import Spool
 from loader.store import Store
 from loader.threads import stand_back
@@ -138,6 +138,8 @@ def _apart(
 ) -> SharedMemory | None:
     """Memory that a porter may write to, if there may be one."""
     reason = unfit(settings, store, device)
+    if not reason and not can_share():
+        reason = "this machine has no files in memory that give pages back"
     if reason and settings.loader == "process":
         log.warning("loads stay in threads", reason=reason)
     return None if reason else SharedMemory()

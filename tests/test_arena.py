@@ -271,6 +271,24 @@ async def test_who_has_no_room_waits_for_what_is_given_back() -> None:
     slabs.close()
 
 
+async def test_no_more_than_a_part_is_on_its_way_back() -> None:
+    """Else as much would be touched as loads bring while the thread sleeps."""
+    capacity, memory = 32 * GRANULE, Slow()
+    slabs = Slabs(memory, lambda: capacity)
+    blocks = [slabs.take(GRANULE) for _ in range(32)]
+    for block in blocks[::2]:
+        slabs.arena.free(block)
+    await slabs.find(2 * GRANULE, "")  # of new pages: two old ones must go
+    await asyncio.to_thread(memory.asked.wait)
+    second = asyncio.create_task(slabs.find(2 * GRANULE, ""))
+    third = asyncio.create_task(slabs.find(GRANULE, ""))
+    _, waiting = await asyncio.wait({second, third}, timeout=0.05)
+    assert waiting
+    memory.may.set()
+    await asyncio.gather(second, third)
+    slabs.close()
+
+
 class Bytes(RuleBasedStateMachine):
     """Each granule of each slab, and who wrote it."""
 

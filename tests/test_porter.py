@@ -489,6 +489,49 @@ def test_an_error_is_told_and_understood(error: LoadFailed) -> None:
     assert "a path of the host" in str(again.__cause__), "for the log"
 
 
+# -- where things are -----------------------------------------------------------------
+
+
+async def test_a_link_that_leads_elsewhere_later(tmp_path: Path) -> None:
+    """Both processes read the folder that it led to when the server began."""
+    tiny_models.linear(tmp_path / "one", "m", 1)
+    tiny_models.linear(tmp_path / "two", "m", 2)
+    link = tmp_path / "current"
+    link.symlink_to("one")
+    store = Store.open(str(link))
+    link.unlink()
+    link.symlink_to("two")
+    settings = Settings(store=str(link), device="cpu", loader="process")
+    async with composed(settings, NullObserver(), store=store) as engine:
+        await until_carried(engine)
+        assert await ask(engine, "m") == [1.0] * 4
+
+
+async def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    fleet(folder, 1)
+    disk = {
+        "disk_cache": str(tmp_path / os.fsdecode(b"d\xe9")),
+        "disk_cache_size": "1MiB",
+    }
+    async with served(folder, loader="process", **disk) as engine:
+        await until_carried(engine)
+        assert await ask(engine, "m0") == [0.0] * 4
+
+
+async def test_without_files_in_memory_loads_stay_in_threads(
+    tmp_path, monkeypatch
+) -> None:
+    def refused(*args) -> int:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", refused)
+    fleet(tmp_path, 1)
+    async with served(tmp_path, loader="process") as engine:
+        assert await ask(engine, "m0") == [0.0] * 4
+        assert not await porter_of(engine)
+
+
 # -- the memory they share ------------------------------------------------------------
 
 

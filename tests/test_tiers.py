@@ -654,14 +654,17 @@ class Put:
         self.parts = [bytes(part) for part in parts]
 
 
-def test_the_end_of_a_range_is_not_the_beginning_of_the_next() -> None:
-    """The next one's pieces may be here already: the disk tier got files without them,
-    and dropped each one at its first use."""
+def test_what_was_damaged_is_not_kept() -> None:
+    """Ranges come side by side, and each may begin anew at one of its chunks. The disk
+    tier once got files without pieces, and dropped each one at its first use."""
     spool = Put()
-    keeping = Keeping(spool, FileRef("w", 2, "00" * 32))
-    keeping.came(0, [memoryview(b"damaged")])
-    keeping.came(CHUNK, [memoryview(b"b")])
-    keeping.came(0, [memoryview(b"a")])
-    keeping.came(CHUNK, [])
+    keeping = Keeping(spool, FileRef("w", 12, "00" * 32))
+    keeping.came(0, [memoryview(b"ab"), memoryview(b"XXX")])
+    keeping.came(8, [memoryview(b"ijkl")])
+    keeping.came(5, [memoryview(b"X")])
+    keeping.came(8, [])
+    keeping.came(4, [memoryview(b"ef")])
+    keeping.came(6, [memoryview(b"gh")])
+    keeping.came(2, [memoryview(b"cd")])
     keeping.put()
-    assert spool.parts == [b"a", b"b"]
+    assert b"".join(spool.parts) == b"abcdefghijkl"

@@ -34,8 +34,8 @@ def begin(settings: Settings, store: Store) -> Begin:
     kind = type(store)
     return Begin(
         f"{kind.__module__}:{kind.__qualname__}",
-        store.url,
-        settings.disk_cache,
+        os.fsencode(store.url),
+        os.fsencode(settings.disk_cache),
         settings.disk_cache_size,
         settings.concurrent_loads,
         (settings.log_format, settings.log_level),

@@ -15,17 +15,19 @@ MOST_CHUNKS = 4096
 """Digests of a file that are told: 128 KiB of them, of files up to 32 GiB."""
 MOST_HEADER = 128 << 10
 """Bytes of a header that is told."""
-MOST_CAUSE = 2000
-"""Characters of an error's cause."""
+MOST_CAUSE = 16384
+"""Characters of an error's cause: more than a log looks at for secrets, so that none is
+cut before it is hidden (runtime/logs.py)."""
 
 
 class Begin(msgspec.Struct, tag=True, array_like=True):
     """Live. `opener`: the class whose `open` makes a store of `store`. `folder`,
-    `size`: of the disk tier; an empty folder is none. `log`: format and level."""
+    `size`: of the disk tier; an empty folder is none. `log`: format and level. Paths as
+    the system has them, UTF-8 or not."""
 
     opener: str
-    store: str
-    folder: str
+    store: bytes
+    folder: bytes
     size: int
     threads: int
     log: tuple[Format, Level]

@@ -104,6 +104,7 @@ class Porter:
     async def fill(self, spec: Wanted, room: Room) -> Filled:
         """See Below."""
         self._seen += 1
+        self._memory.gave_back()  # somebody may have looked at a slab for longer
         if self._seen > self._after and self._next is None:
             self.start()
         if self._up and room.direct and fits(spec.weights):
@@ -121,9 +122,9 @@ class Porter:
         self._lives.begin(self._loop.time())
         try:
             self._process = Process(self._heard, self._ended)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, threads go on
             self._failed += 1
-            self._again(f"{error.strerror}")
+            self._again(f"{type(error).__name__}: {error}")
             return
         self._must_hear(self._begin)
         for ground in self._memory.grounds.values():

@@ -43,9 +43,9 @@ class Process:
         try:
             with theirs:
                 self._process = _started(theirs.fileno())
-            self._pidfd = os.pidfd_open(self._process.pid)
+            self._pidfd = _pidfd(self._process)
         except BaseException:
-            ours.close()  # a process that has begun ends with it
+            ours.close()
             raise
         self._loop.add_reader(self._pidfd, self._reap)
         self._packets: Packets[Order, Report] = Packets(
@@ -104,6 +104,15 @@ class Process:
             self._packets.close()
             self.ended.set_result(code)
             self._gone(self, code)
+
+
+def _pidfd(process: "subprocess.Popen[bytes]") -> int:
+    try:
+        return os.pidfd_open(process.pid)
+    except OSError:
+        process.kill()
+        process.wait()
+        raise
 
 
 def _started(fd: int) -> "subprocess.Popen[bytes]":

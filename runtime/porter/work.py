@@ -144,9 +144,10 @@ class Work:
         opener: type[Store] = resolve_name(begin.opener)
         threads = ThreadPoolExecutor(begin.threads, "porter")
         if begin.folder:
-            self._spool = Spool(Path(begin.folder), begin.size, self._changed)
+            folder = Path(os.fsdecode(begin.folder))
+            self._spool = Spool(folder, begin.size, self._changed)
         self._filler = Filler(
-            opener.open(begin.store),
+            opener.open(os.fsdecode(begin.store)),
             Placings(),
             Crew(threads, self._turns),
             host_pool(begin.threads),
