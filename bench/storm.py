@@ -29,7 +29,7 @@ from bench.interference import Disturbed, interference
 from bench.result import Figure, console, finish, parser
 from bench.traffic import Stored, example, request, zipf
 from loader.pack import export, write
-from runtime import logs
+from runtime import collector, logs
 from runtime.compose import composed
 from runtime.counts import Counts
 from runtime.engine import Engine
@@ -195,8 +195,9 @@ def main() -> None:
         fleet = packed(folder / "store", options.models, widths, progress)
         stream = zipf([model.name for model in fleet], 1.0, options.requests)
         plan = Plan(folder, fleet, stream, options.device)
-        found = asyncio.run(storm(plan, progress))
-        disturbed = asyncio.run(interference(plan, 6 if options.quick else 30))
+        with collector.settled():  # as a server does
+            found = asyncio.run(storm(plan, progress))
+            disturbed = asyncio.run(interference(plan, 6 if options.quick else 30))
     details = {
         "models": len(fleet),
         "fleet_bytes": sum(model.nbytes for model in fleet),

@@ -25,9 +25,10 @@ import torch
 from blake3 import blake3
 
 from loader.arena import Block, rounded
+from loader.carrier import Carrier, Threads
 from loader.errors import ArtifactRefused, DeviceFull
 from loader.estate import Estate, Left
-from loader.memory import DeviceMemory, HostMemory, PinnedMemory, carry, unpin
+from loader.memory import DeviceMemory, HostMemory, PinnedMemory, unpin
 from loader.placing import Placed, place
 from loader.slabs import Slabs
 from loader.threads import to_its_end
@@ -69,7 +70,8 @@ class Copies(Protocol):
 
 
 class HostTier:
-    """Up to `capacity` bytes, by the digest of the weights file."""
+    """Up to `capacity` bytes, by the digest of the weights file. `memory`: if it is not
+    to be any of the host's. `carrier` may be changed."""
 
     def __init__(
         self,
@@ -77,15 +79,18 @@ class HostTier:
         device: torch.device,
         executor: Executor,
         estate: Estate | None = None,
+        memory: DeviceMemory | None = None,
     ) -> None:
         self.capacity = capacity
         self._pinned = device.type == "cuda"
         self._estate = estate
-        memory: DeviceMemory = PinnedMemory() if self._pinned else HostMemory()
+        if memory is None:
+            memory = PinnedMemory() if self._pinned else HostMemory()
         self._slabs = Slabs(
             estate.bytes if estate else memory, lambda: capacity, whole=self._pinned
         )
         self._executor = executor
+        self.carrier: Carrier = Threads(executor)
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._coming: set[str] = set()
         self._tally = Tally()
@@ -177,7 +182,8 @@ class HostTier:
         self._coming.add(digest)
         try:
             buffer = self._slabs.buffer(block)
-            found = await to_its_end(self._executor, self._carry, source, buffer)
+            await self.carrier.carry(source, buffer)
+            found = await self._left(buffer)
         except BaseException:
             self._tally.failures += 1
             self._slabs.free(block)
@@ -191,10 +197,11 @@ class HostTier:
                 Left(digest, slab, start, source.numel(), size, placed.header, found)
             )
 
-    def _carry(self, source: torch.Tensor, target: torch.Tensor) -> bytes:
-        """Copy; the digest, if somebody is to inherit. In a thread."""
-        carry(source, target)
-        return _digest(target) if self._estate is not None else b""
+    async def _left(self, memory: torch.Tensor) -> bytes:
+        """The digest, if somebody is to inherit."""
+        if self._estate is None:
+            return b""
+        return await to_its_end(self._executor, _digest, memory)
 
     def _room(self, nbytes: int) -> Block | None:
         """A block, dropping whom it takes; None if those in use leave no room."""

@@ -20,6 +20,7 @@ import torch
 
 from loader.ahead import Ahead
 from loader.arena import ONE_SLAB, Block, rounded
+from loader.carrier import Carrier, Threads
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.fill import Filler
 from loader.graph import Graph
@@ -68,8 +69,8 @@ class Loader:
     """Brings models in from a store and takes them out.
 
     `timeout`: seconds a load. `capacity`: bytes the arena may have just now. `below`:
-    who brings bytes from disk and store, if it is not to be made here. `told`: hears of
-    each load's tier, bytes, seconds and model.
+    who brings bytes from disk and store, `carrier` from the host tier, if they are not
+    to be made here. `told`: hears of each load's tier, bytes, seconds and model.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Loader:
         spool: Spool | None = None,
         ahead: Ahead | None = None,
         below: Below | None = None,
+        carrier: Carrier | None = None,
         told: Told = lambda tier, nbytes, seconds, key: None,
     ) -> None:
         self._shelf = shelf
@@ -101,7 +103,8 @@ class Loader:
             pool = pool or pool_for(memory.device, 4)
             below = Filler(store, Placings(), executor, pool, spool)
         self._below = below
-        self._warm = Warm(self.slabs, executor, ahead or host, below)
+        carrier = carrier or Threads(executor)
+        self._warm = Warm(self.slabs, carrier, ahead or host, below)
         self._ahead = ahead
         if ahead is not None:
             ahead.fills_from(below)

@@ -78,7 +78,13 @@ class SharedMemory(HostMemory):
 
     def where(self, landing: Array) -> tuple[int, int] | None:
         """(number of the slab, start) of memory in one of them; None if it is not."""
-        address = landing.ctypes.data
+        return self._place(landing.ctypes.data)
+
+    def of(self, memory: torch.Tensor) -> tuple[int, int] | None:
+        """As `where`."""
+        return self._place(memory.data_ptr())
+
+    def _place(self, address: int) -> tuple[int, int] | None:
         for ground in self.grounds.values():
             if ground.base <= address < ground.base + ground.nbytes:
                 return ground.number, address - ground.base

@@ -9,27 +9,25 @@ Owns: that order, and the copy. Must not: know graphs, budgets or leases. Whatev
 
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
 
 from loader.arena import Block
+from loader.carrier import Carrier
 from loader.host import Copies
 from loader.manifest import ModelSpec
-from loader.memory import carry
 from loader.placing import Placed
 from loader.room import Below, Filled
 from loader.slab_room import SlabRoom
 from loader.slabs import Slabs
-from loader.threads import to_its_end
 
 
 class Warm:
     """One for a loader. One event loop."""
 
     def __init__(
-        self, slabs: Slabs, executor: Executor, copies: Copies | None, below: Below
+        self, slabs: Slabs, carrier: Carrier, copies: Copies | None, below: Below
     ) -> None:
         self._slabs = slabs
-        self._executor = executor
+        self._carrier = carrier
         self._copies = copies
         self._below = below
 
@@ -54,7 +52,7 @@ class Warm:
             block = await room.find(source.numel())
             try:
                 target = self._slabs.buffer(block)
-                await to_its_end(self._executor, carry, source, target)
+                await self._carrier.carry(source, target)
             except BaseException:
                 room.free(block)
                 raise

@@ -17,6 +17,7 @@ import torch
 from eviction.costs import Costs
 from eviction.ledger import Ledger
 from loader.ahead import Ahead
+from loader.carrier import Carrier, Threads
 from loader.errors import DeviceFull
 from loader.estate import Estate
 from loader.fill import Filler
@@ -26,6 +27,7 @@ from loader.load import Loader
 from loader.memory import DeviceMemory, memory_on
 from loader.pinned import pool_for
 from loader.placing import Placings
+from loader.pool import Pool
 from loader.room import Below
 from loader.shared import SharedMemory, can_share
 from loader.spool import Spool
@@ -87,14 +89,11 @@ async def loading(
         stack.callback(threads.shutdown)
         shelf = GraphShelf(store, device, threads, settings.max_graphs, spool)
         stack.push_async_callback(shelf.aclose)
-        placings = Placings()
-        below: Below = Filler(store, placings, crew, pool, spool)
-        if apart is not None:
-            first = begin(settings, store)
-            porter = Porter(below, placings, apart, crew, first, spool)
-            below = await stack.enter_async_context(
-                porter.living(settings.loader == "process")
-            )
+        below, carrier = await stack.enter_async_context(
+            _hands(settings, store, crew, pool, spool, apart)
+        )
+        if host is not None:
+            host.carrier = carrier
         loader = Loader(
             store,
             shelf,
@@ -106,10 +105,31 @@ async def loading(
             spool=spool,
             ahead=ahead,
             below=below,
+            carrier=carrier,
             told=costs.told,
         )
         stack.callback(loader.slabs.close)
         yield Bringing(loader, turns, ahead)
+
+
+@contextlib.asynccontextmanager
+async def _hands(
+    settings: Settings,
+    store: Store,
+    crew: Crew,
+    pool: Pool,
+    spool: Spool | None,
+    apart: SharedMemory | None,
+) -> AsyncIterator[tuple[Below, Carrier]]:
+    """Who brings bytes from below, and who copies them from the host tier."""
+    placings = Placings()
+    filler = Filler(store, placings, crew, pool, spool)
+    if apart is None:
+        yield filler, Threads(crew)
+        return
+    porter = Porter(filler, placings, apart, crew, begin(settings, store), spool)
+    async with porter.living(settings.loader == "process"):
+        yield porter, porter
 
 
 async def _copies(
@@ -123,7 +143,9 @@ async def _copies(
     """The tiers that keep verified bytes in host memory. Raises DeviceFull."""
     host, ahead = None, None
     if settings.host_cache:
-        host = HostTier(settings.host_cache, device, threads, estate)
+        host = HostTier(
+            settings.host_cache, device, threads, estate, None if estate else memory
+        )
         stack.callback(host.close)
         await asyncio.to_thread(host.reserve)
     if settings.prefetch:

@@ -436,6 +436,51 @@ async def test_one_that_does_not_call_off_is_ended(server, monkeypatch) -> None:
         assert await porter_of(engine) != first
 
 
+async def test_it_copies_to_the_host_tier_and_back(tmp_path, monkeypatch) -> None:
+    names, asked = fleet(tmp_path, 12, extra=700_000), []
+    said = process.Process.say
+
+    def say(self, order, fds=()) -> bool:
+        asked.append(type(order).__name__)
+        return said(self, order, fds)
+
+    monkeypatch.setattr(process.Process, "say", say)
+    async with served(tmp_path, loader="process", host_cache="64MiB") as engine:
+        await until_carried(engine)
+        for _ in range(3):
+            for index, name in enumerate(names):
+                assert await ask(engine, name) == [float(index)] * 4
+        loads = await loads_of(engine)
+        assert loads["host"] >= 20
+        assert asked.count("Fill") == loads["store"] == 12
+        assert asked.count("Copy") >= loads["host"]
+
+
+async def test_its_death_costs_a_copy_time_only(tmp_path, monkeypatch) -> None:
+    names, stopped = fleet(tmp_path, 12, extra=700_000), asyncio.Event()
+    said = process.Process.say
+
+    def say(self, order, fds=()) -> bool:
+        if isinstance(order, messages.Copy) and stopped.is_set() is False:
+            os.kill(self.pid, signal.SIGSTOP)
+            stopped.set()
+        return said(self, order, fds)
+
+    async with served(tmp_path, loader="process", host_cache="64MiB") as engine:
+        await until_carried(engine)
+        for name in names:
+            await ask(engine, name)
+        first = await porter_of(engine)
+        monkeypatch.setattr(process.Process, "say", say)
+        asking = asyncio.create_task(ask(engine, names[0]))
+        await stopped.wait()
+        os.kill(first, signal.SIGKILL)
+        assert await asking == [0.0] * 4
+        await until_carried(engine)
+        for index, name in enumerate(names):
+            assert await ask(engine, name) == [float(index)] * 4
+
+
 async def test_kills_one_after_the_other_lose_nothing(tmp_path: Path) -> None:
     names = fleet(tmp_path, 12, extra=700_000)
     async with served(tmp_path, loader="process") as engine:

@@ -65,6 +65,15 @@ class Fill(msgspec.Struct, tag=True, array_like=True):
     known: bool
 
 
+class Copy(msgspec.Struct, tag=True, array_like=True):
+    """Copy bytes from a place to another: slab and start of each."""
+
+    call: int
+    source: tuple[int, int]
+    target: tuple[int, int]
+    nbytes: int
+
+
 class Hurry(msgspec.Struct, tag=True, array_like=True):
     """A request waits for it as well now."""
 
@@ -81,7 +90,7 @@ class Stop(msgspec.Struct, tag=True, array_like=True):
     """End, once what is being written to the disk tier is written."""
 
 
-Order = Begin | Came | Went | Fill | Hurry | CallOff | Stop
+Order = Begin | Came | Went | Fill | Copy | Hurry | CallOff | Stop
 
 
 class Up(msgspec.Struct, tag=True, array_like=True):

@@ -1,4 +1,4 @@
-"""The porter as the engine sees it: one more way to fill a block.
+"""The porter as the engine sees it: one more way to fill a block, or to copy one.
 
 Owns: when there is one, who waits for what it was asked, and that its death costs a
 load no more than time: whatever it did not bring is brought by threads of our own, as
@@ -16,13 +16,15 @@ from concurrent.futures import Executor
 from functools import partial
 
 import structlog
+import torch
 
+from loader.carrier import Threads
 from loader.placing import Placed, Placings, place
 from loader.room import Below, Filled, Room, Wanted
 from loader.shared import Ground, SharedMemory
 from loader.spool import Spool
 from loader.threads import settled, to_its_end
-from loader.turns import ERRAND
+from loader.turns import ERRAND, Errand
 from runtime.porter.disks import Disks
 from runtime.porter.messages import (
     BUG,
@@ -31,9 +33,11 @@ from runtime.porter.messages import (
     Begin,
     CallOff,
     Came,
+    Copy,
     Disk,
     Done,
     Failed,
+    Fill,
     Hurry,
     Order,
     Report,
@@ -81,6 +85,7 @@ class Porter:
         self._placings = placings
         self._memory = memory
         self._executor = executor
+        self._threads = Threads(executor)
         self._begin = begin
         self._after = after
         self._seen = 0
@@ -113,6 +118,18 @@ class Porter:
             except Gone:
                 log.info("a load is begun anew without the porter", model=spec.name)
         return await self._local.fill(spec, room)
+
+    async def carry(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """See loader.carrier.Carrier."""
+        here, there = self._memory.of(source), self._memory.of(target)
+        if self._up and here is not None and there is not None:
+            order = Copy(next(self._numbers), here, there, source.numel())
+            try:
+                await self._asked(order)
+                return
+            except Gone:
+                log.info("a copy is begun anew without the porter")
+        await self._threads.carry(source, target)
 
     def start(self) -> None:
         """Begin a life of it, if there is none."""
@@ -162,7 +179,10 @@ class Porter:
             place = *where, len(landing)
             if known is not None:
                 room.placed(block, known)
-            done = await self._asked(spec, place, known is not None)
+            errand, call = ERRAND.get(), next(self._numbers)
+            urgent = errand is None or errand.urgent
+            order = fill_of(call, spec, place, urgent, known is not None)
+            done = await self._asked(order, None if urgent else errand)
             placed = known or await self._placed(done.header, spec.weights.size)
         except BaseException:
             room.free(block)
@@ -171,18 +191,15 @@ class Porter:
         room.trim(block, placed.placing.nbytes)
         return Filled(block, placed, done.tier, done.seconds)
 
-    async def _asked(
-        self, spec: Wanted, place: tuple[int, int, int], known: bool
-    ) -> Done:
-        """Its answer; when this returns or raises, it writes there no more."""
-        call, errand, process = next(self._numbers), ERRAND.get(), self._process
-        urgent = errand is None or errand.urgent
+    async def _asked(self, order: Fill | Copy, errand: Errand | None = None) -> Done:
+        """Its answer; when this returns or raises, it writes there no more. `errand`:
+        what the order is for, if that is not urgent yet."""
+        process, call = self._process, order.call
         answer: asyncio.Future[Done | Failed] = self._loop.create_future()
-        order = fill_of(call, spec, place, urgent, known)
         if process is None or not process.say(order):
             raise Gone
         self._calls[call] = answer
-        if errand is not None and not urgent:
+        if errand is not None:
             errand.hurried = partial(_hurry, process, call)
         try:
             told = await asyncio.shield(answer)

@@ -7,8 +7,9 @@ decide what is loaded.
 import asyncio
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from loader.pool import host_pool
 from loader.room import Array
 from loader.spool import Spool
 from loader.store import Store
+from loader.threads import to_its_end
 from loader.turns import ERRAND, Crew, Errand, Turns
 from runtime import logs
 from runtime.link.packets import Packets
@@ -36,6 +38,7 @@ from runtime.porter.messages import (
     Begin,
     CallOff,
     Came,
+    Copy,
     Disk,
     Done,
     Failed,
@@ -81,6 +84,7 @@ class Work:
         self._tasks: dict[int, asyncio.Task[Done]] = {}
         self._errands: dict[int, Errand] = {}
         self._turns = Turns()
+        self._crew: Crew | None = None
         self._filler: Filler | None = None
         self._spool: Spool | None = None
         self._news = News()
@@ -109,8 +113,12 @@ class Work:
             os._exit(1)
 
     def _heard(self, order: Order, fds: Sequence[int]) -> None:
-        if isinstance(order, Fill | Hurry | CallOff):
-            self._loads(order)
+        if isinstance(order, Fill):
+            self._begun(order.call, order.urgent, self._filled(order))
+        elif isinstance(order, Copy):
+            self._begun(order.call, True, self._copied(order))
+        elif isinstance(order, Hurry | CallOff):
+            self._changed_mind(order)
         elif isinstance(order, Came):
             self._came(order, *fds)
         elif isinstance(order, Went):
@@ -120,16 +128,20 @@ class Work:
         elif isinstance(order, Stop):
             self._end()
 
-    def _loads(self, order: Fill | Hurry | CallOff) -> None:
-        if isinstance(order, Fill):
-            errand = self._errands[order.call] = Errand(order.urgent)
-            self._turns.begin(errand)
-            task = self._loop.create_task(self._filled(order, errand))
-            self._tasks[order.call] = task
-            # Not in the task: one that is cancelled before its first step runs no line
-            # of it.
-            task.add_done_callback(partial(self._answer, order.call, errand))
-            return
+    def _begun(
+        self, call: int, urgent: bool, work: Coroutine[None, None, Done]
+    ) -> None:
+        errand = self._errands[call] = Errand(urgent)
+        self._turns.begin(errand)
+        context = copy_context()
+        context.run(ERRAND.set, errand)
+        task = self._loop.create_task(work, context=context)
+        self._tasks[call] = task
+        # Not in the task: one that is cancelled before its first step runs no line of
+        # it.
+        task.add_done_callback(partial(self._answer, call, errand))
+
+    def _changed_mind(self, order: Hurry | CallOff) -> None:
         if order.call not in self._tasks:
             return  # its answer is on its way
         errand = self._errands[order.call]
@@ -143,13 +155,14 @@ class Work:
         logs.configure(*begin.log)
         opener: type[Store] = resolve_name(begin.opener)
         threads = ThreadPoolExecutor(begin.threads, "porter")
+        self._crew = Crew(threads, self._turns)
         if begin.folder:
             folder = Path(os.fsdecode(begin.folder))
             self._spool = Spool(folder, begin.size, self._changed)
         self._filler = Filler(
             opener.open(os.fsdecode(begin.store)),
             Placings(),
-            Crew(threads, self._turns),
+            self._crew,
             host_pool(begin.threads),
             self._spool,
             threads=min(4, len(os.sched_getaffinity(0))),
@@ -166,14 +179,23 @@ class Work:
         memory = np.frombuffer(region, dtype=np.uint8)[: slab.nbytes]
         self._slabs[slab.number] = memory
 
-    async def _filled(self, order: Fill, errand: Errand) -> Done:
+    async def _filled(self, order: Fill) -> Done:
         assert self._filler is not None, "Not begun. This is a bug."
-        ERRAND.set(errand)
         model = Model(order.name, order.directory, file_of(order))
-        memory = self._slabs[order.slab][order.start : order.start + order.nbytes]
+        memory = self._memory(order.slab, order.start, order.nbytes)
         filled = await self._filler.fill(model, Given(memory, order.known))
         header = b"" if order.known else filled.placed.header
         return Done(order.call, filled.tier, dict(filled.seconds), header)
+
+    async def _copied(self, order: Copy) -> Done:
+        assert self._crew is not None, "Not begun. This is a bug."
+        source = self._memory(*order.source, order.nbytes)
+        target = self._memory(*order.target, order.nbytes)
+        await to_its_end(self._crew, np.copyto, target, source)
+        return Done(order.call, "host", {}, b"")
+
+    def _memory(self, slab: int, start: int, nbytes: int) -> Array:
+        return self._slabs[slab][start : start + nbytes]
 
     def _answer(self, call: int, errand: Errand, task: "asyncio.Task[Done]") -> None:
         self._turns.end(errand)
