@@ -159,7 +159,7 @@ class Settings(BaseSettings):
         description="Where weights are read and verified: in threads of the engine, or "
         "in a process of its own, which takes 40 MB and keeps loads from slowing "
         "answers (Linux, --device cpu, any store but memory://). auto: a process after "
-        "16 loads, where there is more than one core. Default: auto.",
+        "16 loads of 1 MiB or more, where there is more than one core. Default: auto.",
     )
     load_timeout: Interval = Field(
         120.0,

@@ -51,6 +51,12 @@ from tests.test_faults import (
 )
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch) -> None:
+    """Models of these tests are small; most of them are for the porter all the same."""
+    monkeypatch.setattr(porter, "SMALLEST", 0)
+
+
 @contextlib.asynccontextmanager
 async def served(folder: Path, **values):
     settings = Settings(store=str(folder), device="cpu", budget="4MiB", **values)
@@ -97,6 +103,25 @@ async def test_it_brings_what_threads_would(tmp_path: Path) -> None:
         assert await loads_of(engine) == {"store": 24}, "4 MiB hold five of them"
         held = (await engine.snapshot()).residents
         assert len({r.nbytes for r in held}) == 1, "a stride that is constant"
+
+
+async def test_what_is_small_is_not_worth_asking_for(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(porter, "SMALLEST", 1 << 20)
+    tiny_models.linear(tmp_path, "small", 1)
+    tiny_models.linear(tmp_path, "large", 2, extra=1 << 20)
+    asked, said = [], process.Process.say
+
+    def say(self, order, fds=()) -> bool:
+        if isinstance(order, messages.Fill):
+            asked.append(order.name)
+        return said(self, order, fds)
+
+    monkeypatch.setattr(process.Process, "say", say)
+    async with served(tmp_path, loader="process") as engine:
+        await until_carried(engine)
+        assert await ask(engine, "small") == [1.0] * 4
+        assert await ask(engine, "large") == [2.0] * 4
+    assert asked == ["large"]
 
 
 async def test_it_needs_no_torch(tmp_path: Path) -> None:

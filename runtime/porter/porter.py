@@ -53,8 +53,12 @@ from runtime.tree.lives import Lives
 log = structlog.get_logger()
 
 AFTER = 16
-"""Loads of a server before it gets a porter. One whose models all fit has no use for
-it: it takes 40 MB, and a quarter of a second of CPU time to begin."""
+"""Loads (of SMALLEST or more) of a server before it gets a porter. One whose models all
+fit has no use for it: it takes 40 MB, and a quarter of a second of CPU time to begin."""
+
+SMALLEST = 1 << 20
+"""Bytes of a file or a copy that are worth asking for: a quarter of a megabyte is read,
+hashed and placed in 0.1 ms, and asking takes that twice."""
 
 SLOW_S = 30.0
 """How long a load that was called off may take to say so; after that its process counts
@@ -108,6 +112,8 @@ class Porter:
 
     async def fill(self, spec: Wanted, room: Room) -> Filled:
         """See Below."""
+        if spec.weights.size < SMALLEST:
+            return await self._local.fill(spec, room)
         self._seen += 1
         self._memory.gave_back()  # somebody may have looked at a slab for longer
         if self._seen > self._after and self._next is None:
@@ -122,7 +128,8 @@ class Porter:
     async def carry(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """See loader.carrier.Carrier."""
         here, there = self._memory.of(source), self._memory.of(target)
-        if self._up and here is not None and there is not None:
+        large = source.numel() >= SMALLEST
+        if large and self._up and here is not None and there is not None:
             order = Copy(next(self._numbers), here, there, source.numel())
             try:
                 await self._asked(order)
