@@ -53,8 +53,8 @@ from runtime.tree.lives import Lives
 log = structlog.get_logger()
 
 AFTER = 16
-"""Loads (of SMALLEST or more) of a server before it gets a porter. One whose models all
-fit has no use for it: it takes 40 MB, and a quarter of a second of CPU time to begin."""
+"""Loads (of SMALLEST or more) of a server before it gets a porter. One whose models
+all fit has no use for it: it takes 40 MB, and a quarter of a second of CPU to begin."""
 
 SMALLEST = 1 << 20
 """Bytes of a file or a copy that are worth asking for: a quarter of a megabyte is read,
