@@ -379,13 +379,18 @@ def test_a_rank_of_the_operators_is_kept(monkeypatch):
 
 
 def test_a_sandbox_that_refuses_ranks_stops_nothing(monkeypatch):
-    def refused(*args):
+    asked = []
+
+    def refused(pid, policy, *args):
+        asked.append(policy)
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "sched_setscheduler", refused)
+    monkeypatch.setattr(os, "sched_getscheduler", lambda pid: os.SCHED_OTHER)
     rank.take_turns()
     monkeypatch.setattr(os, "sched_getscheduler", lambda pid: os.SCHED_BATCH)
     rank.push_ahead()
+    assert asked == [os.SCHED_BATCH, os.SCHED_OTHER], "it was tried, and went on"
 
 
 async def test_a_second_signal_ends_it_at_once(store, tmp_path):

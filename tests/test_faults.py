@@ -223,6 +223,19 @@ def verified_by(server: FaultServer, way: str) -> None:
         server.objects["ill/1/model.json"] = by_chunks
 
 
+async def meets(engine, server: FaultServer, expect: object) -> None:
+    """A request meets the fault, and ends as it should; `well` stays served."""
+    asking = asyncio.create_task(outcome(engine, server))
+    await struck(server, asking)
+    assert await ask(engine, "well") == [2.0] * 4
+    result = await asking
+    if expect is HEALS:
+        assert result is HEALS
+    else:
+        assert isinstance(result, expect), repr(result)
+        assert await only_well_is_held(engine)
+
+
 @pytest.mark.parametrize(
     ("place", "way"),
     [("manifest", "whole"), *itertools.product(("start", "middle"), WAYS)],
@@ -236,15 +249,7 @@ async def test_a_fault(server, monkeypatch, case: str, place: str, way: str) -> 
     expect = expected[list(PLACES).index(place)]
     server.breaks(fault, *PLACES[place], times)
     async with engine_over(server, limit) as engine:
-        asking = asyncio.create_task(outcome(engine, server))
-        await struck(server, asking)
-        assert await ask(engine, "well") == [2.0] * 4
-        result = await asking
-        if expect is HEALS:
-            assert result is HEALS
-        else:
-            assert isinstance(result, expect), repr(result)
-            assert await only_well_is_held(engine)
+        await meets(engine, server, expect)
 
 
 @pytest.mark.parametrize("place", ["start", "middle"])
@@ -259,15 +264,7 @@ async def test_a_fault_that_a_porter_meets(
     expect = expected[list(PLACES).index(place)]
     async with engine_over(server, limit, "process") as engine:
         server.breaks(fault, *PLACES[place], times)
-        asking = asyncio.create_task(outcome(engine, server))
-        await struck(server, asking)
-        assert await ask(engine, "well") == [2.0] * 4
-        result = await asking
-        if expect is HEALS:
-            assert result is HEALS
-        else:
-            assert isinstance(result, expect), repr(result)
-            assert await only_well_is_held(engine)
+        await meets(engine, server, expect)
         assert (await engine.snapshot()).tiers.porter, "it lives on"
 
 

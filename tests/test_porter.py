@@ -37,6 +37,7 @@ from runtime.porter.messages import error_of, failed, file_of, fill_of, fits
 from runtime.porter.work import Work
 from tests import fault_server as faults
 from tests import tiny_models
+from tests.server_process import serving
 from tests.test_faults import (
     CHUNK,
     HEALS,
@@ -422,6 +423,19 @@ async def test_its_death_costs_a_load_time_only(server) -> None:  # noqa: F811
         assert await asking is HEALS
         await until_carried(engine)
         assert await porter_of(engine) != first
+
+
+@pytest.mark.process
+async def test_it_does_not_outlive_its_engine(tmp_path: Path) -> None:
+    fleet(tmp_path / "store", 1)
+    log, store = tmp_path / "log", str(tmp_path / "store")
+    async with serving(store, log, "--loader", "process") as hotset:
+        engine = psutil.Process(hotset.process.pid)
+        while not (begun := engine.children()):  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
+        hotset.process.kill()
+        gone, alive = await asyncio.to_thread(psutil.wait_procs, begun, 10)
+    assert (len(gone), alive) == (1, [])
 
 
 async def test_one_that_hangs_is_replaced(server, monkeypatch) -> None:  # noqa: F811
