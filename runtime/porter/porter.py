@@ -83,7 +83,6 @@ class Porter:
         executor: Executor,
         begin: Begin,
         spool: Spool | None,
-        after: int = AFTER,
     ) -> None:
         self._local = local
         self._placings = placings
@@ -91,7 +90,6 @@ class Porter:
         self._executor = executor
         self._threads = Threads(executor)
         self._begin = begin
-        self._after = after
         self._seen = 0
         self._loop = asyncio.get_running_loop()
         self._calls: dict[int, asyncio.Future[Done | Failed]] = {}
@@ -116,7 +114,7 @@ class Porter:
             return await self._local.fill(spec, room)
         self._seen += 1
         self._memory.gave_back()  # somebody may have looked at a slab for longer
-        if self._seen > self._after and self._next is None:
+        if self._seen > AFTER and self._next is None:
             self.start()
         if self._up and room.direct and fits(spec.weights):
             try:
