@@ -40,8 +40,9 @@ def mlp(hidden: int = 256, seed: int = 0) -> nn.Sequential:
 class Floor(rpc.GRPCInferenceServiceServicer):
     """ModelInfer and nothing else. The call is short, so it runs where it arrives."""
 
-    def __init__(self) -> None:
-        self._models = {"mlp": mlp()}
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = device
+        self._models = {"mlp": mlp().to(device)}
 
     async def ModelInfer(
         self,
@@ -57,7 +58,7 @@ class Floor(rpc.GRPCInferenceServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unexpected input")
         with torch.inference_mode():
             x = torch.frombuffer(bytearray(raw), dtype=torch.float32)
-            y = model(x.reshape(rows, WIDTH))
+            y = model(x.reshape(rows, WIDTH).to(self._device)).cpu()
         return pb.ModelInferResponse(
             model_name=request.model_name,
             model_version="1",
@@ -71,11 +72,11 @@ class Floor(rpc.GRPCInferenceServiceServicer):
         )
 
 
-async def serve(port: int) -> None:
+async def serve(port: int, device: str) -> None:
     """Until SIGTERM."""
     server = grpc.aio.server()
     # Generated code has no annotations.
-    rpc.add_GRPCInferenceServiceServicer_to_server(Floor(), server)  # type: ignore[no-untyped-call]
+    rpc.add_GRPCInferenceServiceServicer_to_server(Floor(device), server)  # type: ignore[no-untyped-call]
     port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     told = asyncio.Event()
@@ -90,14 +91,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="The yardstick of bench.floor.")
     parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.loop == "uvloop":
         import uvloop
 
-        uvloop.run(serve(options.port))
+        uvloop.run(serve(options.port, options.device))
     else:
-        asyncio.run(serve(options.port))
+        asyncio.run(serve(options.port, options.device))
 
 
 if __name__ == "__main__":

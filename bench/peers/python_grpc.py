@@ -6,13 +6,18 @@ grpc.aio, bench/peers/servers/sync_server.py on a pool of threads.
 
 from bench.peers.contender import Contender
 
-AIO = Contender(
-    "grpc-aio",
-    "grpc.aio + torch",
-    lambda site: [
-        *(site.python, "-m", "bench.floor_server", "--port", str(site.grpc_port))
-    ],
-)
+
+def aio(device: str = "cpu") -> Contender:
+    """On grpc.aio."""
+    return Contender(
+        "grpc-aio",
+        "grpc.aio + torch",
+        lambda site: [
+            *(site.python, "-m", "bench.floor_server"),
+            *("--port", str(site.grpc_port), "--device", device),
+        ],
+    )
+
 
 SYNC = Contender(
     "grpc-sync",
