@@ -76,25 +76,35 @@ Load = Callable[[Target], Tensors]
 
 class Hotset:
     """hotset's loader as the server has it after some loads: on an event loop of its
-    own, with a porter. `pid`: of that."""
+    own, with a porter where there may be one. `pid`: of that. `tier`: of the last load.
+    """
 
     phases: Mapping[str, float]
 
-    def __init__(self, store: str) -> None:
+    def __init__(
+        self, store: str, device: torch.device = CPU, host_cache: int = 0
+    ) -> None:
         self._loop = (loop_factory() or asyncio.new_event_loop)()
         self._stack = contextlib.AsyncExitStack()
         self._specs: dict[Path, ModelSpec] = {}
         self._held: Model | None = None
-        self.phases = {}
-        self._loader = self._loop.run_until_complete(self._begin(store))
+        self.phases, self.tier = {}, ""
+        begun = self._begin(store, device, host_cache)
+        self._loader = self._loop.run_until_complete(begun)
         self.pid = self._loader.tiers().porter
 
-    async def _begin(self, store: str) -> Loader:
-        flags = {"store": store, "device": "cpu", "loader": "process"}
+    async def _begin(self, store: str, device: torch.device, host_cache: int) -> Loader:
+        apart = device.type == "cpu"  # a porter cannot write to a GPU
+        flags = {
+            "store": store,
+            "device": str(device),
+            "loader": "process" if apart else "threads",
+            "host_cache": str(host_cache),
+        }
         settings = load_settings(flags, None, {})
-        made = loading(settings, Store.open(store), CPU, Ledger(CAPACITY), Costs())
+        made = loading(settings, Store.open(store), device, Ledger(CAPACITY), Costs())
         loader = (await self._stack.enter_async_context(made)).loader
-        while not loader.tiers().porter:  # noqa: ASYNC110 - nobody tells
+        while apart and not loader.tiers().porter:  # noqa: ASYNC110 - nobody tells
             await asyncio.sleep(0.01)
         return loader
 
@@ -115,7 +125,7 @@ class Hotset:
             spec = replace(spec_of(target.directory), directory=folder)
             self._specs[target.directory] = spec
         model = await self._loader.load(spec)
-        self.phases = model.phases
+        self.phases, self.tier = model.phases, model.tier
         names = (weight.name for weight in model.graph.weights)
         self._held = model
         return dict(zip(names, model.weights, strict=True))

@@ -8,7 +8,6 @@ some leave threads behind. A library that is missing or fails is a row as well.
 """
 
 import gc
-import hashlib
 import json
 import os
 import subprocess
@@ -19,10 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from blake3 import blake3
 from safetensors import safe_open
 
 from bench.load_peers import (
-    HOTSET,
+    CPU,
     REFERENCES,
     Hotset,
     Load,
@@ -100,7 +100,7 @@ def warmed(
         return False
     if name in REFERENCES:
         return True
-    wrong = [key for key, sha in right.items() if digest(tensors[key]) != sha]
+    wrong = differing(tensors, right)
     del tensors
     release(load)
     if wrong:
@@ -108,13 +108,25 @@ def warmed(
     return not wrong
 
 
+def differing(tensors: Tensors, right: Mapping[str, str]) -> list[str]:
+    """The names of those whose bytes are not the file's."""
+    return [key for key, sha in right.items() if digest(tensors[key]) != sha]
+
+
 def measured(
-    name: str, load: Load, target: Target, counter: Counter | None
+    name: str,
+    load: Load,
+    target: Target,
+    counter: Counter | None,
+    device: torch.device = CPU,
 ) -> dict[str, object]:
-    """One load: seconds, CPU seconds of this process (and of a porter), requests."""
+    """One load: seconds, CPU seconds of this process (and of a porter), requests. It
+    ends when the device has done all that it was told."""
     gc.collect()
     cpu, began = spent_so_far(load), time.perf_counter()
     tensors = load(target)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     seconds, spent = time.perf_counter() - began, spent_so_far(load) - cpu
     del tensors
     release(load)
@@ -123,7 +135,7 @@ def measured(
         passed = counter.taken()
         row["gets"] = sum(p.method in ("GET", "HEAD") for p in passed)
         row["connections"] = len({p.connection for p in passed})
-    if name == HOTSET and isinstance(load, Hotset):
+    if isinstance(load, Hotset):
         row["phases"] = dict(load.phases)
     return row
 
@@ -152,8 +164,8 @@ def digests(path: str) -> dict[str, str]:
 
 def digest(tensor: torch.Tensor) -> str:
     """Of the bytes, whatever the dtype."""
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-    return hashlib.sha256(flat.numpy().data).hexdigest()
+    flat = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
+    return blake3(flat.numpy().data, max_threads=blake3.AUTO).hexdigest()
 
 
 def say(**row: object) -> None:

@@ -216,11 +216,14 @@ def _field(path: str, name: str) -> str:
 
 
 def _commit() -> str:
-    asked = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        asked = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # a machine without git: what was measured is kept all the same
+        return "unknown"
     return asked.stdout.strip() if asked.returncode == 0 else "unknown"

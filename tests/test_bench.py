@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import compile as compile_bench
-from bench import cross, floor, micro, minilm, zipf
+from bench import cross, floor, micro, minilm, vram, zipf
 from bench.client import quantile
 from bench.result import Figure, command, finish, line, parser, rounded
 from bench.traffic import Stored, shares
@@ -39,7 +39,9 @@ def result_of(*arguments: str) -> dict[str, dict[str, object]]:
     return found
 
 
-@pytest.mark.parametrize("bench", [compile_bench, cross, floor, micro, minilm, zipf])
+@pytest.mark.parametrize(
+    "bench", [compile_bench, cross, floor, micro, minilm, vram, zipf]
+)
 def test_help_teaches(bench, monkeypatch, capsys) -> None:
     monkeypatch.setattr(sys, "argv", ["bench", "--help"])
     with pytest.raises(SystemExit) as ended:
@@ -57,6 +59,9 @@ def test_help_teaches(bench, monkeypatch, capsys) -> None:
         (minilm, ["--only", "kserve,nobody"]),
         (floor, ["--only", "floor,nobody"]),
         (floor, ["--rounds", "-1"]),
+        (vram, ["--sizes", "4,5"]),
+        (vram, ["--skip", "astrology"]),
+        (vram, ["--swaps", "-1"]),
         (zipf, ["--policies", "lru,astrology"]),
         (zipf, ["--budgets", "10,many"]),
         (zipf, ["--budgets", "0"]),
