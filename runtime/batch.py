@@ -21,6 +21,7 @@ for no more than TURN_S and one call.
 import asyncio
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from loader.load import Model
 from loader.threads import settled
@@ -29,18 +30,20 @@ from runtime.conformance import Fitted
 from runtime.contents import Part
 from runtime.cross import LEAST, Cross, Key, key
 from runtime.errors import DeadlinePassed, QueueFull
-from runtime.forward import Ended, alone, forward, forward_across
+from runtime.forward import Ended, alone, forward, forward_across, played
 from runtime.lanes import Lanes
 from runtime.line import LATE, Call, Job, Line, Witness, mates
 from runtime.lines import Lines
-from runtime.pace import TURN_S, Pace
+from runtime.pace import INLINE_S, TURN_S, Pace
+from runtime.recorded import Recording
+from runtime.recordings import Recordings
 
 
 class Batcher:
     """Turns waiting requests into calls. One instance, one event loop.
 
     `delay`: seconds that a request may wait for others of its model. `cross`: whether
-    models of one graph share calls too.
+    models of one graph share calls too. `recordings`: calls that a GPU plays by itself.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Batcher:
         together: bool = True,
         delay: float = 0.0,
         cross: Cross | None = None,
+        recordings: Recordings | None = None,
     ) -> None:
         self._lanes = lanes
         self._witness = witness
@@ -66,6 +70,7 @@ class Batcher:
         self._timer: asyncio.TimerHandle | None = None
         self._rings = 0.0
         self._cross = cross if together else None
+        self._recordings = recordings
         self._apart: set[Key] = set()
 
     @property
@@ -89,8 +94,11 @@ class Batcher:
         at_once = not (self._company.expected or self._delay or self._lines)
         if at_once:
             self._company.alone()
-            if self._is_short(model, asked, asked.rows):
-                return self._here(model, asked)
+            if self._lanes.inline:
+                if self._pace.is_short(model.graph.digest, asked.signature, asked.rows):
+                    return self._here(model, asked)
+            elif (recording := self._at_hand(model, asked)) is not None:
+                return self._play(recording, model, asked)
         job = Job(model, asked, deadline, now, self._loop.create_future())
         self._lines.put(job, now + self._delay)
         if at_once:
@@ -113,10 +121,22 @@ class Batcher:
             if job.alarm is not None:
                 job.alarm.cancel()
 
-    def _is_short(self, model: Model, asked: Fitted, rows: int) -> bool:
-        return self._lanes.inline and self._pace.is_short(
-            model.graph.digest, asked.signature, rows
-        )
+    def _at_hand(self, model: Model, asked: Fitted) -> Recording | None:
+        """A recording of this call that may be played on the loop just now."""
+        recordings = self._recordings
+        if recordings is None or not self._lanes.idle:
+            return None
+        found = recordings.find(model, asked, asked.rows)
+        return found if found is not None and found.seconds < INLINE_S else None
+
+    def _play(self, recording: Recording, model: Model, asked: Fitted) -> list[Part]:
+        """Run a call that is recorded, and known to be short, on the event loop."""
+        ended = self._lanes.run_here(played, recording, model, (asked,))
+        (outcome,) = ended.outcomes
+        self._witness(model, (0.0,), asked.rows, ended.seconds)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def _here(self, model: Model, asked: Fitted) -> list[Part]:
         """Run a call that is known to be short on the event loop itself."""
@@ -174,7 +194,7 @@ class Batcher:
         if not batch:
             return False
         call = self._call(line, batch, rows, now)
-        short = self._lanes.inline and call.is_short(self._pace)
+        short = call.is_short(self._pace) if self._lanes.inline else self._plays(call)
         if not short and not self._lanes.free:
             return False
         jobs = call.jobs
@@ -215,7 +235,18 @@ class Batcher:
                         lambda: forward_across(shared, models, asked),
                     )
         together = [job.asked for job in batch]
-        return Call([line], [batch], rows, lambda: forward(model, together))
+        recording = None
+        if self._recordings is not None:
+            recording = self._recordings.find(model, first, rows)
+        if recording is None:
+            return Call([line], [batch], rows, lambda: forward(model, together))
+        work = partial(played, recording, model, together)
+        return Call([line], [batch], rows, work, recording)
+
+    def _plays(self, call: Call) -> bool:
+        """True if it is recorded, and may be played on the loop just now."""
+        found, idle = call.recording, self._lanes.idle
+        return idle and found is not None and found.seconds < TURN_S
 
     def _landed(
         self, call: Call, waits: Sequence[float], lane: "asyncio.Future[Ended]"
@@ -227,6 +258,9 @@ class Batcher:
             ended = Ended([error] * len(jobs), 0.0)
         self._finish(jobs, ended)
         call.told(self._pace, self._witness, waits, ended)
+        if self._recordings is not None and call.recording is None:
+            first = call.lines[0].model, call.batches[0][0].asked
+            self._recordings.ran(*first, call.rows)
         self._start()
 
     def _finish(self, batch: Sequence[Job], ended: Ended) -> None:

@@ -9,7 +9,7 @@ byte is given back, gRPC ends, then HTTP, then the threads.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from typing import Literal
 
@@ -29,13 +29,11 @@ from runtime.cache import Bounds, ModelCache
 from runtime.catalog import Catalog
 from runtime.config import Settings
 from runtime.counts import Counts
-from runtime.cross import Cross
 from runtime.devices import lanes_of, pick_device, share_cores
 from runtime.engine import Engine
 from runtime.generations import Generations
 from runtime.inheritance import Inheritance
 from runtime.inventory import Inventory
-from runtime.lanes import Lanes
 from runtime.level import measured, watched
 from runtime.loading import Bringing, loading
 from runtime.local import LocalEngine
@@ -46,6 +44,7 @@ from runtime.prefetch import Listening, World, prefetching
 from runtime.prewarm import prewarmed
 from runtime.rest import application, listening
 from runtime.rest_pages import ServerInfo
+from runtime.running import Running, running
 from runtime.server import Options, Serving, start
 from runtime.statistics import Statistics
 
@@ -124,8 +123,10 @@ async def composed(
         cache = _cache(settings, loader, policy, ledger, observer, level.at_best)
         _acquaint(loader, cache, costs)
         cache.arrivals.turns = bringing.turns
-        lanes, cross = stack.enter_context(_running(settings, device, on_lost))
-        engine = _engine(settings, store, loader, cache, lanes, cross, observer)
+        runs = stack.enter_context(
+            running(settings, device, level.share.reserve, on_lost)
+        )
+        engine = _engine(settings, store, loader, cache, runs, observer)
         engine.inventory.measured = level.first.used
         stack.push_async_callback(engine.drain)
         stack.callback(loader.stop_keeping)
@@ -134,7 +135,7 @@ async def composed(
             from runtime.compiling import compiling
 
             await stack.enter_async_context(
-                compiling(settings, loader, cache, lanes, engine)
+                compiling(settings, loader, cache, runs.lanes, engine)
             )
         await stack.enter_async_context(
             watched(settings, level, cache, engine.inventory, loader)
@@ -144,20 +145,6 @@ async def composed(
         )
         await stack.enter_async_context(_prefetched(listening, bringing, engine, cache))
         yield engine
-
-
-@contextlib.contextmanager
-def _running(
-    settings: Settings, device: torch.device, on_lost: Callable[[], None]
-) -> Iterator[tuple[Lanes, Cross | None]]:
-    """The threads that run models, and the one that finds out which may share calls."""
-    with contextlib.ExitStack() as stack:
-        lanes = Lanes(device, lanes_of(settings, device), on_lost)
-        stack.callback(lanes.close)
-        cross = Cross() if settings.cross_batching else None
-        if cross is not None:
-            stack.callback(cross.close)
-        yield lanes, cross
 
 
 def _estate(inherited: Inheritance, device: torch.device) -> Estate | None:
@@ -205,8 +192,7 @@ def _engine(
     store: Store,
     loader: Loader,
     cache: ModelCache[Model],
-    lanes: Lanes,
-    cross: Cross | None,
+    runs: Running,
     observer: Observer,
 ) -> LocalEngine:
     """The batcher tells the engine, which is made last."""
@@ -215,20 +201,21 @@ def _engine(
         store, settings.catalog_ttl, settings.unknown_ttl, generations.replaced
     )
     batcher = Batcher(
-        lanes,
+        runs.lanes,
         lambda model, waits, rows, seconds: engine.ran(model, waits, rows, seconds),
         settings.max_waiting,
         settings.batching,
         settings.max_queue_delay,
-        cross,
+        runs.cross,
+        runs.recordings,
     )
-    statistics, device = Statistics(), str(lanes.device)
+    statistics, device = Statistics(), str(runs.lanes.device)
     inventory = Inventory(catalog, cache, statistics, device, settings.policy)
     inventory.tiers, inventory.bytes_below = loader.tiers, loader.bytes_below
     engine = LocalEngine(
         catalog, cache, batcher, observer, statistics, inventory, generations
     )
-    engine.longest_forward = lanes.longest
+    engine.longest_forward = runs.lanes.longest
     return engine
 
 

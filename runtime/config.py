@@ -191,6 +191,13 @@ class Settings(BaseSettings):
         "call, in seconds ('0.002'). With 0 it shares it with those that come in the "
         "same turn of the event loop, and waits for nobody. Default: 0.",
     )
+    cuda_graphs: Literal["off", "auto"] = Field(
+        "auto",
+        title="MODE",
+        description="On a GPU. auto: calls that come again and again are recorded as "
+        "CUDA graphs where that is measured to be quicker, one for all models of a "
+        "graph; takes a quarter of --reserve at most. Default: auto.",
+    )
     compile: Literal["off", "auto"] = Field(
         "off",
         title="MODE",

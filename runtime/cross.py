@@ -186,7 +186,7 @@ def trial(
             return forward(*views, *stack)
 
         _agree(one_by_one(), together())
-        alone, one, copy = _times(
+        alone, one, copy = least(
             device, one_by_one, together, lambda: torch.stack(blocks)
         )
     return Verdict(basis, forward, alone / one, alone / (one + copy))
@@ -205,14 +205,14 @@ def _agree(
             torch.testing.assert_close(got[index], wanted, equal_nan=True)
 
 
-def _times(device: torch.device, *works: Callable[[], object]) -> list[float]:
+def least(device: torch.device, *works: Callable[[], object]) -> list[float]:
     """The least seconds of each, in turns: a busy moment hits all of them."""
-    least = [float("inf")] * len(works)
+    found = [float("inf")] * len(works)
     for _ in range(ROUNDS):
         for index, work in enumerate(works):
             began = time.perf_counter()
             work()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            least[index] = min(least[index], time.perf_counter() - began)
-    return least
+            found[index] = min(found[index], time.perf_counter() - began)
+    return found

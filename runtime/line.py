@@ -15,6 +15,7 @@ from runtime.contents import Part
 from runtime.cross import MOST, key
 from runtime.forward import Ended
 from runtime.pace import Pace
+from runtime.recorded import Recording
 
 LATE = "the deadline passed while the request waited"
 
@@ -87,6 +88,8 @@ class Call:
     batches: list[list[Job]]
     rows: int
     work: Callable[[], Ended]
+    recording: Recording | None = None
+    """What plays it on a GPU, if anything does."""
 
     @property
     def jobs(self) -> list[Job]:

@@ -1,0 +1,223 @@
+"""Which calls a GPU plays from a recording (`--cuda-graphs auto`).
+
+    first calls  run as they are, a launch an op; what is asked again and again
+    a trial      is recorded in a thread, on made-up weights: played back its answers
+                 must agree with the eager ones, and come sooner
+    from then    one launch a call, for all models of the graph
+
+A small model on a GPU is launches: an MLP of five kernels takes 117 us a call, and 25
+when it is played (an H100; docs/decisions/0021).
+
+Owns: what was asked how often, the verdicts, the slots and how much memory they may
+have. Must not: run a request's call (runtime/recorded.py), or delay one. All state is
+the event loop's; the thread makes one recording at a time.
+"""
+
+import asyncio
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import structlog
+import torch
+
+from loader.load import Model
+from loader.placing import Placed
+from loader.tape import Deck
+from loader.threads import stand_back
+from runtime.conformance import Fitted, Signature
+from runtime.cross import least
+from runtime.recorded import Recording, Slot, Terms, Unrecordable
+
+log = structlog.get_logger()
+
+AFTER = 16
+"""Calls of a shape before it is recorded: a thousandth of a second of launches each
+way, against the milliseconds that recording takes."""
+
+GAIN = 1.1
+"""How much sooner a recording must answer, its weights copied first."""
+
+SHAPES = 64
+"""Recordings a graph: sequences of many lengths each are a shape of their own."""
+
+KEPT = 4096
+"""Shapes whose calls are counted."""
+
+NEVER = 1 << 60
+"""Calls from now until a shape is tried again."""
+
+Key = tuple[str, tuple[str, ...], Signature, int]
+
+
+@dataclass(eq=False, slots=True)
+class Shelf:
+    """What is recorded of one graph. `made`: recordings, the ones in vain too."""
+
+    placed: Placed
+    slot: Slot | None = None
+    recordings: dict[Key, Recording] = field(default_factory=dict)
+    made: int = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Of its slot."""
+        return self.placed.placing.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a trial found: seconds of a call eager, played, and of copying weights."""
+
+    recording: Recording
+    eager: float
+    played: float
+    copied: float
+
+    @property
+    def gain(self) -> float:
+        """For a model whose weights are not in the slot yet."""
+        return self.eager / (self.played + self.copied)
+
+
+class Recordings:
+    """`room`: bytes of device memory that slots may have together; the least recently
+    used slot leaves for another. One instance, one event loop."""
+
+    def __init__(self, deck: Deck, room: int) -> None:
+        self._deck = deck
+        self._room = room
+        self._shelves: OrderedDict[str, Shelf] = OrderedDict()
+        self._seen: dict[Key, int] = {}
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(1, "recorder", initializer=stand_back)
+        self._trying: asyncio.Future[Found] | None = None
+
+    def find(self, model: Model, asked: Fitted, rows: int) -> Recording | None:
+        """What plays such a call, if anything does."""
+        digest = model.graph.digest
+        shelf = self._shelves.get(digest)
+        if shelf is None or shelf.placed is not model.placed:
+            return None
+        found = shelf.recordings.get(key(model, asked, rows))
+        if found is not None:
+            self._shelves.move_to_end(digest)
+        return found
+
+    def ran(self, model: Model, asked: Fitted, rows: int) -> None:
+        """A call ran as it is. Seen often enough, it is recorded behind our back,
+        unless another is just now."""
+        what = key(model, asked, rows)
+        seen = self._seen.get(what, 0)
+        if seen == 0 and len(self._seen) >= KEPT:
+            self._seen.clear()
+        self._seen[what] = seen + 1
+        if seen + 1 >= AFTER and self._trying is None:
+            self._seen[what] = -NEVER
+            self._try(what, model, terms(model, asked, what[3]))
+
+    def _try(self, what: Key, model: Model, wanted: Terms) -> None:
+        shelf = self._shelf(model)
+        if shelf is None or shelf.made >= SHAPES:
+            return
+        shelf.made += 1
+        name, deck = model.spec.name, self._deck
+
+        def tried() -> Found:
+            if shelf.slot is None:
+                shelf.slot = new_slot(model, deck)
+            return trial(shelf.slot, wanted, deck)
+
+        self._trying = self._loop.run_in_executor(self._threads, tried)
+        self._trying.add_done_callback(lambda ended: self._tried(what, name, ended))
+
+    def _tried(self, what: Key, name: str, ended: "asyncio.Future[Found]") -> None:
+        self._trying = None
+        if ended.cancelled():
+            return
+        error = ended.exception()
+        if error is not None:
+            # What looks at its own numbers cannot be recorded; a full device is full.
+            log.info("calls stay launches", model=name, reason=type(error).__name__)
+            return
+        found, shelf = ended.result(), self._shelves.get(what[0])
+        pays = found.gain >= GAIN
+        log.info(
+            "calls recorded" if pays else "calls stay launches",
+            model=name,
+            rows=what[3],
+            gain=round(found.gain, 2),
+            microseconds=round(found.played * 1e6),
+        )
+        if pays and shelf is not None and shelf.slot is found.recording.slot:
+            shelf.recordings[what] = found.recording
+
+    def _shelf(self, model: Model) -> Shelf | None:
+        """That of its graph, or a new one; None if there is no room for it."""
+        digest, nbytes = model.graph.digest, model.placed.placing.nbytes
+        shelf = self._shelves.get(digest)
+        if shelf is not None:
+            return shelf if shelf.placed is model.placed else None
+        if nbytes > self._room:
+            return None
+        while (
+            sum(shelf.nbytes for shelf in self._shelves.values()) + nbytes > self._room
+        ):
+            left, _ = self._shelves.popitem(last=False)
+            # It may earn its place anew.
+            self._seen = {what: n for what, n in self._seen.items() if what[0] != left}
+        shelf = self._shelves[digest] = Shelf(model.placed)
+        return shelf
+
+    def close(self) -> None:
+        """End the thread, and give back what the device held for us."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._shelves.clear()
+
+
+def key(model: Model, asked: Fitted, rows: int) -> Key:
+    """What calls that one recording serves have in common."""
+    datatypes = tuple([piece.datatype for piece in asked.pieces])
+    return model.graph.digest, datatypes, asked.signature, bucket(model, rows)
+
+
+def bucket(model: Model, rows: int) -> int:
+    """Rows that a recording for so many has: a power of two, or as many as go at once;
+    0 for a model without rows."""
+    most = model.spec.max_batch_size
+    return min(1 << (rows - 1).bit_length(), most) if most else 0
+
+
+def terms(model: Model, asked: Fitted, rows: int) -> Terms:
+    """How its inputs look."""
+    shapes = tuple([(rows, *s) if rows else s for s in asked.signature])
+    return Terms(tuple([piece.datatype for piece in asked.pieces]), shapes, rows)
+
+
+def new_slot(model: Model, deck: Deck) -> Slot:
+    """With numbers that no function makes infinite. In the thread."""
+    slot = Slot(model, deck)
+    for weight in slot.weights:
+        if weight.dtype.is_floating_point:
+            weight.copy_(torch.rand(weight.shape, device=slot.device) * 0.1)
+        else:
+            weight.zero_()
+    return slot
+
+
+def trial(slot: Slot, wanted: Terms, deck: Deck) -> Found:
+    """Record it, compare it, time it. In the thread."""
+    with torch.inference_mode():
+        recording = Recording(slot, wanted, deck)
+        for given in recording.given:  # integers stay 0: an index that every table has
+            if given.dtype.is_floating_point:
+                given.copy_(torch.rand(given.shape))
+        if not recording.agrees():
+            raise Unrecordable("played back, it gives other answers")
+        other = torch.empty(slot.nbytes, dtype=torch.uint8, device=slot.device)
+        eager, played, copied = least(
+            slot.device, recording.eagerly, recording.rehearse,
+            lambda: slot.copy_to(other),
+        )  # fmt: skip
+    recording.seconds = played
+    return Found(recording, eager, played, copied)
