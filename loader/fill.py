@@ -29,7 +29,7 @@ from loader.store import Changed, Missing, Store
 from loader.threads import to_its_end
 from loader.verify import Damaged
 
-THREADS = max(1, min(4, (os.cpu_count() or 1) // 2))
+THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))
 """Threads that read one file, if it may be verified by chunks: half of the cores at
 most, for those who answer need the others."""
 

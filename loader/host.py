@@ -25,7 +25,7 @@ import torch
 from blake3 import blake3
 
 from loader.arena import Block, rounded
-from loader.carrier import Carrier, Threads
+from loader.carrier import carrier_for
 from loader.errors import ArtifactRefused, DeviceFull
 from loader.estate import Estate, Left
 from loader.memory import DeviceMemory, HostMemory, PinnedMemory, unpin
@@ -90,7 +90,7 @@ class HostTier:
             estate.bytes if estate else memory, lambda: capacity, whole=self._pinned
         )
         self._executor = executor
-        self.carrier: Carrier = Threads(executor)
+        self.carrier = carrier_for(device, executor)
         self._kept: OrderedDict[str, Kept] = OrderedDict()
         self._coming: set[str] = set()
         self._tally = Tally()

@@ -20,7 +20,7 @@ import torch
 
 from loader.ahead import Ahead
 from loader.arena import ONE_SLAB, Block, rounded
-from loader.carrier import Carrier, Threads
+from loader.carrier import Carrier, carrier_for
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.fill import Filler
 from loader.graph import Graph
@@ -103,7 +103,7 @@ class Loader:
             pool = pool or pool_for(memory.device, 4)
             below = Filler(store, Placings(), executor, pool, spool)
         self._below = below
-        carrier = carrier or Threads(executor)
+        carrier = carrier or carrier_for(memory.device, executor)
         self._warm = Warm(self.slabs, carrier, ahead or host, below)
         self._ahead = ahead
         if ahead is not None:

@@ -153,19 +153,6 @@ def mapped(nbytes: int, faulted: bool = False) -> torch.Tensor:
     return torch.frombuffer(region, dtype=torch.uint8)[:nbytes]
 
 
-def carry(source: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy between a device and pinned host memory; returns when it is there. In a
-    thread of its own stream, so that no lane waits for it."""
-    device = source.device if source.is_cuda else target.device
-    if device.type != "cuda":
-        target.copy_(source)
-        return
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    with torch.cuda.stream(stream):
-        target.copy_(source, non_blocking=True)
-    stream.synchronize()
-
-
 def pin(memory: torch.Tensor) -> None:
     """Lock host memory for copies to and from GPUs. `unpin` before it goes."""
     cudart = torch.cuda.cudart()  # type: ignore[no-untyped-call]

@@ -6,13 +6,24 @@ own. Must not: know files or models.
 
 import torch
 
+from loader.digest import LARGEST
 from loader.memory import mapped, pin, unpin
-from loader.pool import SLOT, SLOTS, Pool, cut, host_pool
+from loader.pool import Pool, cut, host_pool
 from loader.room import Array
+
+SLOT = LARGEST
+"""Bytes of a slot: a chunk. Each step asks for the interpreter several times, as a copy
+is begun for it: 200 MB took 49 ms in steps of half a megabyte, four threads at it, and
+were 68 ms of such waits (docs/decisions/0022)."""
+
+SLOTS = 2
+"""One on its way to the device, one being filled."""
 
 
 class PinnedRing:
     """See loader.pool.Ring; `landing` is a tensor of the device."""
+
+    size = SLOT
 
     def __init__(self, memory: Array, device: torch.device) -> None:
         self._slots = cut(memory, SLOT)

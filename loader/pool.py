@@ -19,14 +19,16 @@ from loader.pages import pages
 from loader.room import Array
 
 SLOT = 512 << 10
-"""Bytes of a slot: small enough that what was just written is hashed from the core's
-own cache, large enough that a copy to a GPU is not all overhead."""
+"""Bytes of a slot that the CPU copies from: small enough that what was just written is
+hashed, and copied, from the core's own cache."""
 
 SLOTS = 4
 
 
 class Ring(Protocol):
-    """Slots used in turn. One thread at a time."""
+    """Slots of `size` bytes, used in turn. One thread at a time."""
+
+    size: int
 
     def slot(self) -> Array:
         """The next slot, free to be written: what was pushed from it has left."""
@@ -44,6 +46,8 @@ class Ring(Protocol):
 
 class HostRing:
     """For blocks that the CPU can write."""
+
+    size = SLOT
 
     def __init__(self, memory: Array) -> None:
         self._slots = cut(memory, SLOT)

@@ -1,8 +1,8 @@
 """A weights file on its way into its block: copied and hashed in one pass.
 
 Owns: the pass. What landed is hashed right away: a chunk at a time, because each step
-asks for the interpreter twice (docs/decisions/0018), or half a megabyte where it goes
-through a slot. Must not: fetch, allocate, or let go of the block. Its methods run in
+asks for the interpreter twice (docs/decisions/0018), or a slot where it goes through
+one. Must not: fetch, allocate, or let go of the block. Its methods run in
 the loader's threads: one at a time if the file is `ordered` (verified as a whole), else
 one for each chunk.
 
@@ -22,7 +22,7 @@ import numpy as np
 from loader.digest import LARGEST
 from loader.errors import ArtifactRefused
 from loader.placing import Placed, Run, cuts
-from loader.pool import SLOT, Pool, Ring
+from loader.pool import Pool, Ring
 from loader.room import Array, Wanted
 from loader.store import Changed
 from loader.verify import check
@@ -104,7 +104,7 @@ class Pouring:
         laps, at = Laps(), start
         with self._pool.ring() as ring:
             while at < end:
-                stop = self._stop(at, end)
+                stop = self._stop(at, end, ring.size)
                 through = False
                 if self._place is None or at < self._data_start:
                     landing, through = ring.slot()[: stop - at], True
@@ -112,23 +112,23 @@ class Pouring:
                     landing = self._place[at - self._data_start :][: stop - at]
                 fill(landing, at)
                 laps.end(phase)
+                if through:  # first: a GPU copies it while we look at it
+                    self._push(ring, at, stop)
+                    laps.end("copy")
                 if at < self._data_start:
                     self._compare(at, landing)
                 self._check.update(at, landing.data)
                 laps.end("verify")
-                if through:
-                    self._push(ring, at, stop)
-                    laps.end("copy")
                 at = stop
         with self._lock:
             for name, seconds in laps.seconds.items():
                 self.seconds[name] += seconds
 
-    def _stop(self, at: int, end: int) -> int:
+    def _stop(self, at: int, end: int, slot: int) -> int:
         """Where the step from `at` ends: with the header, which has no place; with a
         slot's worth where one is needed, else with the chunk."""
         direct = self._place is not None and at >= self._data_start
-        size = self._step if direct else SLOT
+        size = self._step if direct else slot
         stop = min(end, at - at % size + size)
         return min(stop, self._data_start) if at < self._data_start else stop
 

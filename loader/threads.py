@@ -48,7 +48,17 @@ async def to_its_end(
     executor: Executor, fn: Callable[[Unpack[Ts]], T], *args: *Ts
 ) -> T:
     """`fn(*args)` in the executor. A cancellation is raised when the thread ends."""
-    future = asyncio.get_running_loop().run_in_executor(executor, fn, *args)
+    return await begun(executor, fn, *args)
+
+
+def begun(
+    executor: Executor, fn: Callable[[Unpack[Ts]], T], *args: *Ts
+) -> Coroutine[None, None, T]:
+    """The same, begun already: something can be done before it is waited for."""
+    return _ended(asyncio.get_running_loop().run_in_executor(executor, fn, *args))
+
+
+async def _ended(future: asyncio.Future[T]) -> T:
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:

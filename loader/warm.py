@@ -51,8 +51,11 @@ class Warm:
             source = self._copies.buffer(kept)
             block = await room.find(source.numel())
             try:
-                target = self._slabs.buffer(block)
-                await self._carrier.carry(source, target)
+                copied = self._carrier.carry(source, self._slabs.buffer(block))
+                try:
+                    room.placed(block, kept.placed)
+                finally:
+                    await copied
             except BaseException:
                 room.free(block)
                 raise

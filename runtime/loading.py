@@ -17,10 +17,10 @@ import torch
 from eviction.costs import Costs
 from eviction.ledger import Ledger
 from loader.ahead import Ahead
-from loader.carrier import Carrier, Threads
+from loader.carrier import Carrier, carrier_for
 from loader.errors import DeviceFull
 from loader.estate import Estate
-from loader.fill import Filler
+from loader.fill import THREADS, Filler
 from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.load import Loader
@@ -68,13 +68,14 @@ async def loading(
 ) -> AsyncIterator[Bringing]:
     """A loader whose arena has what the ledger has. Raises Unservable."""
     turns = Turns()
-    threads = ThreadPoolExecutor(settings.concurrent_loads, "loader", stand_back)
+    count = max(settings.concurrent_loads, THREADS)
+    threads = ThreadPoolExecutor(count, "loader", stand_back)
     crew = Crew(threads, turns)
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(_taking_turns())
         apart = _apart(settings, store, device)
         try:
-            pool = pool_for(device, settings.concurrent_loads)
+            pool = pool_for(device, count)
             stack.callback(pool.close)
             host, ahead = await _copies(settings, device, threads, estate, apart, stack)
         except DeviceFull as error:
@@ -90,7 +91,7 @@ async def loading(
         shelf = GraphShelf(store, device, threads, settings.max_graphs, spool)
         stack.push_async_callback(shelf.aclose)
         below, carrier = await stack.enter_async_context(
-            _hands(settings, store, crew, pool, spool, apart)
+            _hands(settings, store, device, crew, pool, spool, apart)
         )
         if host is not None:
             host.carrier = carrier
@@ -116,6 +117,7 @@ async def loading(
 async def _hands(
     settings: Settings,
     store: Store,
+    device: torch.device,
     crew: Crew,
     pool: Pool,
     spool: Spool | None,
@@ -125,7 +127,7 @@ async def _hands(
     placings = Placings()
     filler = Filler(store, placings, crew, pool, spool)
     if apart is None:
-        yield filler, Threads(crew)
+        yield filler, carrier_for(device, crew)
         return
     porter = Porter(filler, placings, apart, crew, begin(settings, store), spool)
     async with porter.living(settings.loader == "process"):
