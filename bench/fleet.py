@@ -47,6 +47,7 @@ EPILOG = """examples:
   python -m bench.fleet                                about 5 minutes
   python -m bench.fleet --only hotset-envoy,diy --rounds 9
   python -m bench.fleet --room 80 --requests 10000
+  python -m bench.fleet --device cuda:0 --tag h100     on a GPU, without ray
 
 Run it when nothing else runs; `others` in the JSON is what the rest took."""
 
@@ -56,19 +57,20 @@ EACH = 5_100_000
 40 of them is too little for 41."""
 
 
-def contenders(room: int, models: int = 1) -> list[Contender]:
+def contenders(room: int, models: int = 1, device: str = "cpu") -> list[Contender]:
     """All of them, with room for so many of the models."""
     budget, fleet = room * EACH, models * EACH
+    own = "--budget", str(budget)
     return [
-        hotset.envoy("--budget", str(budget)),
-        hotset.grpcio("--budget", str(budget)),
+        hotset.envoy(*own, device=device),
+        hotset.grpcio(*own, device=device),
         replace(
-            hotset.envoy("--budget", str(budget), "--host-cache", str(fleet)),
+            hotset.envoy(*own, "--host-cache", str(fleet), device=device),
             name=HOST,
             label="hotset (envoy, host tier)",
         ),
-        diy("torch", budget),
-        diy("safetensors", budget),
+        diy("torch", budget, device),
+        diy("safetensors", budget, device),
         ray(room),
     ]
 
@@ -78,7 +80,7 @@ def able(options: argparse.Namespace, results: Results) -> list[Contender]:
     found = []
     with Progress(console=console) as progress:
         bar = progress.add_task("looking", total=len(options.names))
-        for contender in contenders(options.room, options.models):
+        for contender in contenders(options.room, options.models, options.device):
             if contender.name not in options.names:
                 continue
             progress.update(bar, description=f"{contender.name}: is it there?")
@@ -118,9 +120,13 @@ def read_options() -> argparse.Namespace:
                       f"quick {','.join(QUICK)}")  # fmt: skip
     made.add_argument("--seed", type=int, default=0, metavar="N",
                       help="of the streams. Default: 0")  # fmt: skip
+    made.add_argument("--device", default="cpu", metavar="D",
+                      help="of all but ray: cpu or cuda:N. Default: cpu")  # fmt: skip
     options = made.parse_args()
     names = [contender.name for contender in contenders(1)]
-    options.names = QUICK if options.quick else names
+    on_gpu = [name for name in names if name != "ray"]
+    usual = names if options.device == "cpu" else on_gpu
+    options.names = QUICK if options.quick else usual
     if options.only:
         options.names = options.only.split(",")
     strange = set(options.names) - set(names)
@@ -163,6 +169,7 @@ def main() -> None:
         fleet_results.figures(results),
         fleet_results.details(results, options),
         lambda path: fleet_plot.draw(results, path),
+        options.device,
     )
 
 

@@ -42,7 +42,8 @@ EPILOG = """examples:
   python -m bench.kill --quick
   python -m bench.kill                     about 4 minutes: 20 kills, 5 hangs
   python -m bench.kill --frontend envoy --tag envoy
-  python -m bench.kill --frontends 4 --callers 32"""
+  python -m bench.kill --frontends 4 --callers 32
+  python -m bench.kill --device cuda:0 --tag h100"""
 
 CALLERS = 8
 PREDICT_TIMEOUT_S = 2.0
@@ -188,6 +189,7 @@ def measure(options: argparse.Namespace) -> list[Course]:
         flags = ["--frontend", options.frontend]
         flags += ["--frontends", str(options.frontends)]
         flags += ["--predict-timeout", str(PREDICT_TIMEOUT_S)]
+        flags += ["--device", options.device]
         command = hotset(Path(folder) / STORE, *flags)
         with servers([("tree", command)], Path(folder)) as (server,):
             for course, dealing in plan:
@@ -236,6 +238,8 @@ def read_options() -> argparse.Namespace:
                       help="what the callers talk to. Default: grpcio")  # fmt: skip
     made.add_argument("--frontends", type=int, default=1, metavar="N",
                       help="Default: 1")  # fmt: skip
+    made.add_argument("--device", default="cpu", metavar="D",
+                      help="cpu or cuda:N. Default: cpu")  # fmt: skip
     made.add_argument("--callers", type=int, default=CALLERS, metavar="N",
                       help=f"Default: {CALLERS}")  # fmt: skip
     made.add_argument("--models", type=int, metavar="N",
@@ -281,6 +285,7 @@ def main() -> None:
         figures_of(killed, hung),
         details_of(courses),
         lambda path: kill_plot.draw(courses, path),
+        options.device,
     )
 
 

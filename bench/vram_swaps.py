@@ -36,6 +36,8 @@ CALLERS = 4
 """More than the lanes of a GPU: all of them have their workspaces before it counts."""
 LOOK = 20
 """Requests between two readings."""
+WARM_UP = 5
+"""Requests a model before it counts: kernels are loaded, calls recorded."""
 
 
 @dataclass(slots=True)
@@ -98,7 +100,7 @@ async def swapped(
         gauge = open_gauge(device, os.environ, ours if device.type == "cpu" else None)
         seen = Swapped(type(gauge).__name__, budget)
         stream = random.Random(0)
-        await asked(engine, fleet, stream, 2 * wanted.models)  # the warm-up
+        await asked(engine, fleet, stream, WARM_UP * wanted.models)
         start = (await engine.snapshot()).loads
         until = time.monotonic() + wanted.seconds
         look(gauge, seen, 0)

@@ -6,7 +6,7 @@
 from bench.peers.contender import Contender
 
 
-def diy(form: str, budget: int) -> Contender:
+def diy(form: str, budget: int, device: str = "cpu") -> Contender:
     """With room for so many bytes of weights."""
     return Contender(
         "diy" if form == "torch" else f"diy-{form}",
@@ -14,6 +14,6 @@ def diy(form: str, budget: int) -> Contender:
         lambda site: [
             *(site.python, "-m", "bench.peers.servers.diy_server", "--form", form),
             *("--port", str(site.grpc_port), "--folder", str(site.models)),
-            *("--budget", str(budget)),
+            *("--budget", str(budget), "--device", device),
         ],
     )

@@ -43,14 +43,15 @@ def built(state: State) -> tuple[nn.Sequential, int]:
     return model, sum(tensor.nbytes for tensor in state.values())
 
 
-def read_torch(folder: Path, name: str) -> tuple[nn.Sequential, int]:
+def read_torch(folder: Path, name: str, device: str) -> tuple[nn.Sequential, int]:
     """As most people keep their weights."""
-    return built(torch.load(folder / f"{name}.pt", weights_only=True))
+    file = folder / f"{name}.pt"
+    return built(torch.load(file, weights_only=True, map_location=device))
 
 
-def read_safetensors(folder: Path, name: str) -> tuple[nn.Sequential, int]:
-    """Mapped: a page is read when the model first touches it."""
-    return built(load_file(folder / name / "1" / "model.safetensors"))
+def read_safetensors(folder: Path, name: str, device: str) -> tuple[nn.Sequential, int]:
+    """Mapped: on a CPU a page is read when the model first touches it."""
+    return built(load_file(folder / name / "1" / "model.safetensors", device=device))
 
 
 READERS = {"torch": read_torch, "safetensors": read_safetensors}
@@ -59,7 +60,8 @@ READERS = {"torch": read_torch, "safetensors": read_safetensors}
 class Models:
     """The cache."""
 
-    def __init__(self, folder: Path, form: str, budget: int) -> None:
+    def __init__(self, folder: Path, form: str, budget: int, device: str) -> None:
+        self.device = device
         self._folder = folder
         self._read = READERS[form]
         self._budget = budget
@@ -84,7 +86,7 @@ class Models:
         loop = asyncio.get_running_loop()
         try:
             model, nbytes = await loop.run_in_executor(
-                self._threads, self._read, self._folder, name
+                self._threads, self._read, self._folder, name, self.device
             )
         finally:
             del self._coming[name]
@@ -114,7 +116,8 @@ class Service(rpc.GRPCInferenceServiceServicer):
         (tensor,), (raw,) = request.inputs, request.raw_input_contents
         with torch.inference_mode():
             x = torch.frombuffer(bytearray(raw), dtype=torch.float32)
-            y = model(x.reshape(tuple(tensor.shape)))
+            x = x.reshape(tuple(tensor.shape)).to(self._models.device)
+            y = model(x).cpu()
         answer = pb.ModelInferResponse(
             model_name=request.model_name,
             model_version="1",
@@ -150,9 +153,10 @@ def main() -> None:
     made.add_argument("--folder", type=Path, required=True)
     made.add_argument("--form", choices=sorted(READERS), required=True)
     made.add_argument("--budget", type=int, required=True)
+    made.add_argument("--device", default="cpu")
     options = made.parse_args()
     torch.set_num_threads(1)
-    models = Models(options.folder, options.form, options.budget)
+    models = Models(options.folder, options.form, options.budget, options.device)
     asyncio.run(serve(models, options.port))
 
 
