@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import http.client
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -88,7 +89,7 @@ class Hotset:
         self._stack = contextlib.AsyncExitStack()
         self._specs: dict[Path, ModelSpec] = {}
         self._held: Model | None = None
-        self.phases, self.tier = {}, ""
+        self.phases, self.tier, self.seconds = {}, "", 0.0
         begun = self._begin(store, device, host_cache)
         self._loader = self._loop.run_until_complete(begun)
         self.pid = self._loader.tiers().porter
@@ -124,7 +125,9 @@ class Hotset:
             folder = f"{target.directory.parent.name}/{target.directory.name}"
             spec = replace(spec_of(target.directory), directory=folder)
             self._specs[target.directory] = spec
+        began = time.perf_counter()
         model = await self._loader.load(spec)
+        self.seconds = time.perf_counter() - began
         self.phases, self.tier = model.phases, model.tier
         names = (weight.name for weight in model.graph.weights)
         self._held = model

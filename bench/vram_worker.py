@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from bench.load_models import name_of
-from bench.load_peers import Load, Target
+from bench.load_peers import Hotset, Load, Target
 from bench.load_worker import TOLD, differing, digests, measured, release, say
 from bench.vram_peers import CEILING, Ceiling, makers
 
@@ -78,6 +78,8 @@ def run(
     del row["name"]
     if isinstance(load, Ceiling) and load.seconds is not None:
         row["seconds"] = min(load.seconds, float(str(row["seconds"])))
+    if isinstance(load, Hotset) and load.tier == "host":
+        row["seconds"] = load.seconds  # no peer's; a server's loop runs already
     return row
 
 
