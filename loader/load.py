@@ -226,6 +226,7 @@ class Loader:
             self.slabs.free(filled.block)
             raise
         self._models[model.block] = model
+        self.slabs.at_rest()
         return model
 
     def _may_move(self, block: Block) -> bool:

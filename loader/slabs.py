@@ -14,6 +14,7 @@ most a part of it (PENDING), or as much as one load brings.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -34,7 +35,14 @@ PENDING = 16
 loads wait for it."""
 
 ATTEMPTS = 4
-"""Plans for one load before it is refused: others come and go between two moves."""
+"""Plans that are carried out for one load without a look at who came and went."""
+
+PATIENCE_S = 10.0
+"""How long a load waits for its room to come into one piece. Its bytes are there; those
+in between are being loaded, kept, or run just now, and none of these take so long."""
+
+LOOK_S = 0.01
+"""Between two looks, if no block comes or goes: nobody tells us that a lease ended."""
 
 
 class Slabs:
@@ -54,6 +62,8 @@ class Slabs:
         self._may_move = may_move
         self._tensors: dict[Slab, torch.Tensor] = {}
         self._compacting = asyncio.Lock()
+        self._change = asyncio.Event()
+        self.patience = PATIENCE_S
         self._behind: ThreadPoolExecutor | None = None
         self._shedding: list[tuple[Block, Future[None]]] = []
 
@@ -118,23 +128,36 @@ class Slabs:
         block = self.take(nbytes, group)
         if block is not None:
             return block
-        async with self._compacting:
-            for _ in range(ATTEMPTS):
-                await self._shed_over()
-                block = self.take(nbytes, group)
-                if block is not None:
-                    return block
-                moves = compaction.plan(
-                    self.arena.slabs, rounded(nbytes), self._may_move
-                )
-                if moves is None:
-                    break
-                await self._carry_out(moves)
+        until = asyncio.get_running_loop().time() + self.patience
+        while True:
+            async with self._compacting:
+                block = await self._in_one_piece(nbytes, group)
+            if block is not None:
+                return block
+            if asyncio.get_running_loop().time() >= until:
+                raise DeviceFull("the device has no room in one piece for this model")
+            await self._changed()
+
+    async def _in_one_piece(self, nbytes: int, group: str) -> Block | None:
+        """A block, moving aside who may be moved just now."""
+        for _ in range(ATTEMPTS):
+            await self._shed_over()
+            block = self.take(nbytes, group)
+            if block is not None:
+                return block
+            moves = compaction.plan(self.arena.slabs, rounded(nbytes), self._may_move)
+            if moves is None:
+                return None
+            await self._carry_out(moves)
         await self._shed_over()
-        block = self.take(nbytes, group)
-        if block is None:
-            raise DeviceFull("the device has no room in one piece for this model")
-        return block
+        return self.take(nbytes, group)
+
+    async def _changed(self) -> None:
+        """A block came to rest or went; or a while has passed."""
+        self._change.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                await self._change.wait()
 
     def buffer(self, block: Block) -> torch.Tensor:
         """The block's bytes. Valid until it is freed or moved."""
@@ -145,6 +168,11 @@ class Slabs:
         """Nobody reads or writes the block any more."""
         self.arena.free(block)
         self.shrink()
+        self._change.set()
+
+    def at_rest(self) -> None:
+        """A block's bytes are all there: from now on it may be moved."""
+        self._change.set()
 
     def shrink(self) -> None:
         """Give back what is more than the capacity and empty, or can be emptied."""

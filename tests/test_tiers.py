@@ -30,6 +30,10 @@ from loader.memory import HostMemory, mapped
 from loader.pool import SLOT, host_pool
 from loader.ranges import CHUNK
 from loader.spool import Spool
+from runtime.compose import composed
+from runtime.engine import Request
+from runtime.observer import NullObserver
+from runtime.sources import load as settings_of
 from tests import tiny_models
 from tests.test_load import CPU, CountingStore, _with_directory, read_manifest
 
@@ -149,12 +153,100 @@ async def test_a_model_in_use_is_not_moved(solid) -> None:
     solid.busy.add(models[1].spec.key)
     await solid.loader.unload(models[0])
     await solid.loader.unload(models[2])
+    solid.loader.slabs.patience = 0
     with pytest.raises(DeviceFull, match="in one piece"):
         await solid.load("big")
     assert models[1].weights[0].data_ptr() == addresses
     solid.busy.clear()
     assert answer(await solid.load("big")) == 99
     assert answer(models[1]) == 1
+
+
+async def test_room_that_is_in_pieces_for_a_moment_is_waited_for(solid) -> None:
+    """A call ends, and its model may be moved; a neighbour that was on its way is
+    there; one that was to stay leaves. Each opens what was free all the time."""
+    for index in range(3):
+        tiny_models.linear(solid.folder, f"m{index}", index, extra=4096)
+    tiny_models.linear(solid.folder, "big", 99, extra=8192)
+    solid.capacity = 3 * solid.loader.size(solid.spec("m0"))
+    slabs = solid.loader.slabs
+    for how in ("the call ends", "it is there", "it leaves"):
+        models = [await solid.load(f"m{index}") for index in range(3)]
+        middle = models[1]
+        if how == "it is there":
+            del solid.loader._models[middle.block]  # as while it is being filled
+        else:
+            solid.busy.add(middle.spec.key)
+        await solid.loader.unload(models[0])
+        await solid.loader.unload(models[2])
+        looked = asyncio.Event()
+        in_one_piece = slabs._in_one_piece
+
+        async def look(nbytes, group, _look=in_one_piece, _looked=looked):
+            block = await _look(nbytes, group)
+            _looked.set()
+            return block
+
+        slabs._in_one_piece = look
+        coming = asyncio.create_task(solid.load("big"))
+        await looked.wait()
+        assert not coming.done()
+        if how == "the call ends":
+            solid.busy.clear()
+        elif how == "it is there":
+            solid.loader._models[middle.block] = middle
+            slabs.at_rest()
+        else:
+            await solid.loader.unload(middle)
+            solid.busy.clear()
+        big = await coming
+        slabs._in_one_piece = in_one_piece
+        assert answer(big) == 99
+        if how != "it leaves":
+            assert answer(middle) == 1
+            await solid.loader.unload(middle)
+        await solid.loader.unload(big)
+
+
+@pytest.mark.parametrize("seed", range(2))
+async def test_a_full_arena_in_pieces_refuses_nobody(tmp_path, seed, monkeypatch):
+    """As on a GPU: addresses are as scarce as bytes. Four callers load at a time, one
+    model is always in use, sizes differ by 30 and hardly a byte is free."""
+    chance = random.Random(seed)
+    monkeypatch.setattr("runtime.loading.memory_on", lambda device: Solid())
+    nbytes = [
+        chance.choice([1, 2, 4, 8, 16, 32]) * 40_000 + chance.randrange(20_000)
+        for _ in range(60)
+    ]
+    for index, extra in enumerate(nbytes):
+        tiny_models.linear(tmp_path, f"m{index}", index, extra=extra)
+    flags = {
+        "store": str(tmp_path), "device": "cpu", "loader": "threads",
+        "budget": str(sum(nbytes) // 4), "reserve": "0",
+    }  # fmt: skip
+    async with composed(settings_of(flags, None, {}), NullObserver()) as engine:
+
+        async def ask(index: int) -> None:
+            given = await engine.predict(Request(f"m{index}", {"x": X}))
+            assert given.outputs[0][1][0, 0].item() == index
+
+        async def caller() -> None:
+            for _ in range(250):
+                await ask(chance.randrange(60))
+
+        async def always(stop: asyncio.Event) -> None:
+            while not stop.is_set():
+                await ask(0)
+                await asyncio.sleep(0)  # a short call never waits
+
+        stop = asyncio.Event()
+        hot = asyncio.create_task(always(stop))
+        await asyncio.gather(*(caller() for _ in range(4)))
+        stop.set()
+        await hot
+        snapshot = await engine.snapshot()
+    assert snapshot.tiers.space.compactions > 20
+    assert snapshot.peak_held <= snapshot.capacity
 
 
 async def test_the_arena_never_reserves_more_than_it_may(solid) -> None:
