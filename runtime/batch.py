@@ -21,29 +21,26 @@ for no more than TURN_S and one call.
 import asyncio
 import time
 from collections.abc import Sequence
-from functools import partial
 
 from loader.load import Model
 from loader.threads import settled
 from runtime.company import Company
 from runtime.conformance import Fitted
 from runtime.contents import Part
-from runtime.cross import LEAST, Cross, Key, key
 from runtime.errors import DeadlinePassed, QueueFull
-from runtime.forward import Ended, alone, forward, forward_across, played
+from runtime.forward import Ended
 from runtime.lanes import Lanes
-from runtime.line import LATE, Call, Job, Line, Witness, mates
+from runtime.line import LATE, Call, Job, Line, Witness
 from runtime.lines import Lines
-from runtime.pace import INLINE_S, TURN_S, Pace
-from runtime.recorded import Recording
-from runtime.recordings import Recordings
+from runtime.pace import TURN_S
+from runtime.ways import Ways
 
 
 class Batcher:
     """Turns waiting requests into calls. One instance, one event loop.
 
-    `delay`: seconds that a request may wait for others of its model. `cross`: whether
-    models of one graph share calls too. `recordings`: calls that a GPU plays by itself.
+    `delay`: seconds that a request may wait for others of its model. `ways`: in which
+    a call may run, other than as it is.
     """
 
     def __init__(
@@ -53,8 +50,7 @@ class Batcher:
         max_queued: int,
         together: bool = True,
         delay: float = 0.0,
-        cross: Cross | None = None,
-        recordings: Recordings | None = None,
+        ways: Ways | None = None,
     ) -> None:
         self._lanes = lanes
         self._witness = witness
@@ -63,15 +59,12 @@ class Batcher:
         self._delay = delay if together else 0.0
         self._loop = asyncio.get_running_loop()
         self._clock = self._loop.time
-        self._pace = Pace()
+        self._ways = ways or Ways(lanes)
         self._company = Company(self._loop.call_soon)
         self._lines = Lines()
         self._ends: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rings = 0.0
-        self._cross = cross if together else None
-        self._recordings = recordings
-        self._apart: set[Key] = set()
 
     @property
     def queued(self) -> int:
@@ -94,11 +87,8 @@ class Batcher:
         at_once = not (self._company.expected or self._delay or self._lines)
         if at_once:
             self._company.alone()
-            if self._lanes.inline:
-                if self._pace.is_short(model.graph.digest, asked.signature, asked.rows):
-                    return self._here(model, asked)
-            elif (recording := self._at_hand(model, asked)) is not None:
-                return self._play(recording, model, asked)
+            if self._ways.is_short(model, asked):
+                return self._here(model, asked)
         job = Job(model, asked, deadline, now, self._loop.create_future())
         self._lines.put(job, now + self._delay)
         if at_once:
@@ -121,32 +111,11 @@ class Batcher:
             if job.alarm is not None:
                 job.alarm.cancel()
 
-    def _at_hand(self, model: Model, asked: Fitted) -> Recording | None:
-        """A recording of this call that may be played on the loop just now."""
-        recordings = self._recordings
-        if recordings is None or not self._lanes.idle:
-            return None
-        found = recordings.find(model, asked, asked.rows)
-        return found if found is not None and found.seconds < INLINE_S else None
-
-    def _play(self, recording: Recording, model: Model, asked: Fitted) -> list[Part]:
-        """Run a call that is recorded, and known to be short, on the event loop."""
-        ended = self._lanes.run_here(played, recording, model, (asked,))
-        (outcome,) = ended.outcomes
-        self._witness(model, (0.0,), asked.rows, ended.seconds)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
     def _here(self, model: Model, asked: Fitted) -> list[Part]:
         """Run a call that is known to be short on the event loop itself."""
-        # Not the loop's clock: uvloop's has milliseconds, and stands still meanwhile.
-        began, busy = time.perf_counter(), time.thread_time()
-        outcome = self._lanes.run_here(alone, model, asked)
-        busy, seconds = time.thread_time() - busy, time.perf_counter() - began
-        shape = model.graph.digest, asked.signature, asked.rows
-        self._pace.told(*shape, busy, seconds)
-        self._witness(model, (0.0,), asked.rows, seconds)
+        ended = self._ways.here(model, asked)
+        self._witness(model, (0.0,), asked.rows, ended.seconds)
+        (outcome,) = ended.outcomes
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -169,7 +138,7 @@ class Batcher:
         """Run what can run: short calls here, others in free lanes. Gives the calls."""
         began, calls = time.perf_counter(), 0
         stay: list[Line] = []
-        self._apart.clear()
+        self._ways.turn()
         lines = self._lines
         while (line := lines.next()) is not None:
             if calls and time.perf_counter() - began > TURN_S:
@@ -193,8 +162,8 @@ class Batcher:
             self._lines.late(job)
         if not batch:
             return False
-        call = self._call(line, batch, rows, now)
-        short = call.is_short(self._pace) if self._lanes.inline else self._plays(call)
+        call = self._ways.call(line, batch, rows, self._lines, now, self._together)
+        short = self._ways.is_short_call(call)
         if not short and not self._lanes.free:
             return False
         jobs = call.jobs
@@ -206,47 +175,14 @@ class Batcher:
             except Exception as error:  # noqa: BLE001 - the callers hear it
                 ended = Ended([error] * len(jobs), 0.0)
             self._finish(jobs, ended)
-            call.told(self._pace, self._witness, waits, ended, ended.seconds)
+            self._ways.ran(call, ended, ended.seconds)
+            call.told(self._witness, waits, ended)
             return True
         lane = self._lanes.start(call.work)
         for job in jobs:
             job.call = lane
         lane.add_done_callback(lambda _: self._landed(call, waits, lane))
         return True
-
-    def _call(self, line: Line, batch: list[Job], rows: int, now: float) -> Call:
-        """These jobs as a call; with those of other models of the graph if it pays."""
-        model, first = line.model, batch[0].asked
-        cross = self._cross
-        if cross is not None and len(self._lines) >= LEAST:
-            what = key(model, first, rows)
-            if what not in self._apart and cross.may(model, first, rows):
-                self._apart.add(what)
-                group = mates(line, batch, rows, self._lines, now)
-                models = [mate.model for mate, _ in group]
-                shared = len(group) >= LEAST and cross.forward(models, first, rows)
-                if shared:
-                    self._apart.discard(what)
-                    asked = [[job.asked for job in jobs] for _, jobs in group]
-                    return Call(
-                        [mate for mate, _ in group],
-                        [jobs for _, jobs in group],
-                        rows,
-                        lambda: forward_across(shared, models, asked),
-                    )
-        together = [job.asked for job in batch]
-        recording = None
-        if self._recordings is not None:
-            recording = self._recordings.find(model, first, rows)
-        if recording is None:
-            return Call([line], [batch], rows, lambda: forward(model, together))
-        work = partial(played, recording, model, together)
-        return Call([line], [batch], rows, work, recording)
-
-    def _plays(self, call: Call) -> bool:
-        """True if it is recorded, and may be played on the loop just now."""
-        found, idle = call.recording, self._lanes.idle
-        return idle and found is not None and found.seconds < TURN_S
 
     def _landed(
         self, call: Call, waits: Sequence[float], lane: "asyncio.Future[Ended]"
@@ -257,10 +193,8 @@ class Batcher:
         except Exception as error:  # noqa: BLE001 - whatever it is, the callers hear it
             ended = Ended([error] * len(jobs), 0.0)
         self._finish(jobs, ended)
-        call.told(self._pace, self._witness, waits, ended)
-        if self._recordings is not None and call.recording is None:
-            first = call.lines[0].model, call.batches[0][0].asked
-            self._recordings.ran(*first, call.rows)
+        self._ways.ran(call, ended)
+        call.told(self._witness, waits, ended)
         self._start()
 
     def _finish(self, batch: Sequence[Job], ended: Ended) -> None:

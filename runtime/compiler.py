@@ -30,7 +30,7 @@ from loader.model import Model
 from loader.threads import to_its_end
 from runtime.compile_process import compiled_apart, job_folder
 from runtime.datatypes import TORCH
-from runtime.engine import CodeState, CompiledGraph
+from runtime.engine import SHOWN, CodeState, CompiledGraph
 from runtime.errors import Refused
 
 log = structlog.get_logger()
@@ -43,9 +43,6 @@ MOST = 256
 
 PATIENCE_S = 5.0
 """How long the model whose weights are tried may take to come back, had it left."""
-
-SHOWN = 12
-"""Digits of a digest that people see."""
 
 Lease = Callable[[ModelSpec, float], AbstractAsyncContextManager[Model]]
 Worker = Callable[[Path, Path], Awaitable[Result]]

@@ -47,6 +47,7 @@ from runtime.rest_pages import ServerInfo
 from runtime.running import Running, running
 from runtime.server import Options, Serving, start
 from runtime.statistics import Statistics
+from runtime.ways import Ways
 
 DEVICE_LOST = 70
 """Exit code after a sticky device error: whoever started us should start us again."""
@@ -206,12 +207,14 @@ def _engine(
         settings.max_waiting,
         settings.batching,
         settings.max_queue_delay,
-        runs.cross,
-        runs.recordings,
+        Ways(runs.lanes, runs.cross, runs.recordings),
     )
     statistics, device = Statistics(), str(runs.lanes.device)
     inventory = Inventory(catalog, cache, statistics, device, settings.policy)
     inventory.tiers, inventory.bytes_below = loader.tiers, loader.bytes_below
+    if runs.recordings is not None:
+        inventory.compiled = runs.recordings.status
+        inventory.note = runs.recordings.note
     engine = LocalEngine(
         catalog, cache, batcher, observer, statistics, inventory, generations
     )

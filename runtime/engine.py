@@ -28,7 +28,7 @@ State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 """The Open Inference Protocol's repository states."""
 
 
-CodeState = Literal["eager", "compiling", "compiled", "refused", "retired"]
+CodeState = Literal["eager", "compiling", "compiled", "recorded", "refused", "retired"]
 """How a graph is run: "refused" and "retired" ones run eagerly, for good."""
 
 
@@ -133,12 +133,18 @@ class Kept:
     below: Mapping[str, int]
 
 
+SHOWN = 12
+"""Digits of a graph's digest that people see."""
+
+
 @dataclass(frozen=True, slots=True)
 class CompiledGraph:
-    """One graph that was compiled, or why it was not (--compile).
+    """One graph that was compiled or recorded, or why it was not (--compile,
+    --cuda-graphs).
 
     `speedup`: eager's time by the code's, in its trial. `seconds`: what that took.
-    `calls`: answered by the code, about. `declined`: run eagerly all the same.
+    `calls`: answered by the code, or played, about. `declined`: run eagerly all the
+    same.
     """
 
     digest: str

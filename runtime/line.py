@@ -14,7 +14,6 @@ from runtime.conformance import Fitted, Signature
 from runtime.contents import Part
 from runtime.cross import MOST, key
 from runtime.forward import Ended
-from runtime.pace import Pace
 from runtime.recorded import Recording
 
 LATE = "the deadline passed while the request waited"
@@ -96,28 +95,16 @@ class Call:
         """Of all lines, in order."""
         return [job for batch in self.batches for job in batch]
 
-    def _shape(self) -> tuple[str, Signature, int]:
+    @property
+    def shape(self) -> tuple[str, Signature, int]:
         """What its time is remembered by."""
         digest = self.lines[0].model.graph.digest
         shared = f"{digest} across" if len(self.lines) > 1 else digest
         signature = self.batches[0][0].asked.signature
         return shared, signature, self.rows * len(self.lines)
 
-    def is_short(self, pace: Pace) -> bool:
-        """True if it may run on the event loop."""
-        return pace.is_short(*self._shape(), len(self.jobs))
-
-    def told(
-        self,
-        pace: Pace,
-        witness: Witness,
-        waits: Sequence[float],
-        ended: Ended,
-        held_up: float = 0.0,
-    ) -> None:
-        """It ended. Of a shared call each model took its share. `held_up`: seconds that
-        the event loop was, if it ran there."""
-        pace.told(*self._shape(), ended.busy, held_up)
+    def told(self, witness: Witness, waits: Sequence[float], ended: Ended) -> None:
+        """It ended. Of a shared call each model took its share."""
         share, at = ended.seconds / len(self.lines), 0
         for line, batch in zip(self.lines, self.batches, strict=True):
             witness(line.model, waits[at : at + len(batch)], self.rows, share)

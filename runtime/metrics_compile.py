@@ -16,14 +16,14 @@ from runtime.histogram import Words
 
 
 def compile_metrics(graphs: Sequence[CompiledGraph]) -> Iterator[Metric]:
-    """Every family; all zero under --compile off."""
-    states = Words("compiling", "compiled", "refused", "retired")
+    """Every family; all zero where nothing is compiled or recorded."""
+    states = Words("compiling", "compiled", "recorded", "refused", "retired")
     for graph in graphs:
         states.add(graph.state)
     family = GaugeMetricFamily(
         "hotset_compiled_graphs",
-        "Graphs by what became of compiling them: refused and retired ones run "
-        "eagerly; /hotset/status has the reasons.",
+        "Graphs by what became of compiling or recording them: refused and retired "
+        "ones run eagerly; /hotset/status has the reasons.",
         labels=("state",),
     )
     for state, count in states.read().items():
@@ -36,8 +36,8 @@ def compile_metrics(graphs: Sequence[CompiledGraph]) -> Iterator[Metric]:
     )
     calls = CounterMetricFamily(
         "hotset_compiled_calls",
-        "Forward passes of compiled graphs, by what ran: the code, or (sizes that it "
-        "was not compiled for, a failure) the eager graph.",
+        "Forward passes of compiled or recorded graphs, by what ran: the code, or "
+        "(sizes that it was not compiled for, a failure) the eager graph.",
         labels=("ran",),
     )
     calls.add_metric(("code",), sum(graph.calls for graph in graphs))

@@ -22,11 +22,13 @@ import structlog
 import torch
 
 from loader.load import Model
+from loader.manifest import ModelSpec
 from loader.placing import Placed
 from loader.tape import Deck
 from loader.threads import stand_back
 from runtime.conformance import Fitted, Signature
 from runtime.cross import least
+from runtime.engine import SHOWN, CompiledGraph
 from runtime.recorded import Recording, Slot, Terms, Unrecordable
 
 log = structlog.get_logger()
@@ -58,6 +60,10 @@ class Shelf:
     slot: Slot | None = None
     recordings: dict[Key, Recording] = field(default_factory=dict)
     made: int = 0
+    gain: float = 0.0
+    """The largest that was found."""
+    reason: str = ""
+    """Why a call is not recorded, the last one that is not."""
 
     @property
     def nbytes(self) -> int:
@@ -135,13 +141,19 @@ class Recordings:
         self._trying = None
         if ended.cancelled():
             return
-        error = ended.exception()
+        error, shelf = ended.exception(), self._shelves.get(what[0])
         if error is not None:
             # What looks at its own numbers cannot be recorded; a full device is full.
-            log.info("calls stay launches", model=name, reason=type(error).__name__)
+            reason = str(error) if isinstance(error, Unrecordable) else "cannot be"
+            log.info("calls stay launches", model=name, error=type(error).__name__)
+            if shelf is not None:
+                shelf.reason = reason
             return
-        found, shelf = ended.result(), self._shelves.get(what[0])
+        found = ended.result()
         pays = found.gain >= GAIN
+        if shelf is not None:
+            shelf.gain = max(shelf.gain, found.gain)
+            shelf.reason = "" if pays else "no sooner"
         log.info(
             "calls recorded" if pays else "calls stay launches",
             model=name,
@@ -168,6 +180,27 @@ class Recordings:
             self._seen = {what: n for what, n in self._seen.items() if what[0] != left}
         shelf = self._shelves[digest] = Shelf(model.placed)
         return shelf
+
+    def status(self) -> list[CompiledGraph]:
+        """Every graph of which a call was recorded, or tried to be."""
+        return [
+            CompiledGraph(
+                digest[:SHOWN],
+                "recorded" if shelf.recordings else "refused",
+                "" if shelf.recordings else shelf.reason,
+                shelf.gain, False, 0.0,
+                sum(recording.calls for recording in shelf.recordings.values()), 0,
+            )
+            for digest, shelf in self._shelves.items()
+            if shelf.recordings or shelf.reason
+        ]  # fmt: skip
+
+    def note(self, spec: ModelSpec) -> str:
+        """How a model is run, for a listing; empty if as it is."""
+        shelf = self._shelves.get(spec.graph.sha256)
+        if shelf is None or not shelf.recordings:
+            return ""
+        return f"recorded, {shelf.gain:.1f}x"
 
     def close(self) -> None:
         """End the thread, and give back what the device held for us."""

@@ -23,6 +23,7 @@ from runtime.engine import Request
 from runtime.lanes import Lanes
 from runtime.pace import SEEN
 from runtime.sources import load
+from runtime.ways import Ways
 from tests.brought import NETS, brought, rows
 
 __all__ = ["brought"]
@@ -64,7 +65,9 @@ async def test_a_chain_is_one_call_a_layer(brought) -> None:
 
 
 def batcher(lanes: Lanes, cross: Cross, told: list) -> Batcher:
-    made = Batcher(lanes, lambda *ended: told.append(ended), 1000, cross=cross)
+    made = Batcher(
+        lanes, lambda *ended: told.append(ended), 1000, ways=Ways(lanes, cross)
+    )
     made._company.expected = True
     return made
 
@@ -252,7 +255,7 @@ async def test_short_shared_calls_run_on_the_loop(brought, bench) -> None:
     pays(bench.cross, models[0], x)
     first = asked(models[0], x)
     for _ in range(SEEN):
-        bench.batcher._pace.told(
+        bench.batcher._ways._pace.told(
             f"{models[0].graph.digest} across", first.signature, LEAST, 1e-5
         )
     bench.lanes.start = None  # nobody may need it
@@ -281,7 +284,7 @@ async def test_answers_are_right_while_models_come_and_go(twelve, seed) -> None:
     nets, budget = twelve.nets, str(7 * 512 + 1024)  # they are booked by file size
     given = {"store": str(twelve.folder), "device": "cpu", "budget": budget}
     async with composed(load(given, None, {}), Counts()) as engine:
-        cross = engine._batcher._cross
+        cross = engine._batcher._ways._cross
         engine._batcher._company.expected = True
 
         async def ask_one(index: int, x: torch.Tensor) -> None:

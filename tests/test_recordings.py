@@ -22,6 +22,7 @@ from runtime.contents import Piece
 from runtime.engine import Request
 from runtime.lanes import Lanes
 from runtime.recordings import AFTER, Recordings, bucket
+from runtime.ways import Ways
 from tests.brought import CPU, brought, rows
 from tests.fake_deck import FakeDeck
 
@@ -38,7 +39,8 @@ async def bench(brought, monkeypatch):
     lanes.inline = False
     deck = FakeDeck()
     recordings = Recordings(deck, ROOM)
-    batcher = Batcher(lanes, lambda *ended: None, 1000, recordings=recordings)
+    ways = Ways(lanes, recordings=recordings)
+    batcher = Batcher(lanes, lambda *ended: None, 1000, ways=ways)
     yield SimpleNamespace(
         bring=brought.bring, loader=brought.loader, lanes=lanes, deck=deck,
         recordings=recordings, batcher=batcher,
@@ -74,11 +76,15 @@ async def recorded(bench, model: Model, x: torch.Tensor) -> None:
 async def test_every_model_of_the_graph_gives_its_own_answers(bench, net) -> None:
     models = await bench.bring(net, 4)
     await recorded(bench, models[0], rows(net, 4))
+    (told,) = bench.recordings.status()
+    assert (told.state, told.calls) == ("recorded", 0)
+    assert bench.recordings.note(models[3].spec).startswith("recorded, ")
     played, lent = bench.deck.played, bench.deck.lent
     for turn in range(12):
         for count in (3, 4):  # one recording: a power of two
             await ask(bench, models[turn % 4], rows(net, count) * (turn + 1))
     assert bench.deck.played == played + 24
+    assert bench.recordings.status()[0].calls == 24
     assert bench.deck.lent == lent == 1
 
 
@@ -189,6 +195,8 @@ async def test_what_looks_at_its_own_numbers_stays_as_it_is(bench, monkeypatch) 
             await asyncio.wait([bench.recordings._trying])
             await asyncio.sleep(0)
     assert tries == [1]
+    (told,) = bench.recordings.status()
+    assert (told.state, told.reason) == ("refused", "cannot be")
     gc.collect()
     assert bench.deck.lent == 0
 

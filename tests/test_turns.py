@@ -29,7 +29,7 @@ def short(bench, model: Doubler, *rows: int) -> None:
     """Calls of so many rows have shown to be short."""
     for count in rows:
         for _ in range(SEEN):
-            bench.batcher._pace.told(model.graph.digest, ((2,),), count, 1e-6)
+            bench.batcher._ways._pace.told(model.graph.digest, ((2,),), count, 1e-6)
 
 
 def in_company(bench) -> None:
@@ -132,7 +132,7 @@ async def test_no_model_starves_another(bench, seed: int, here: bool) -> None:
     any other model has two more: among those that wait for a lane, and among those
     that run on the loop."""
     chance = random.Random(seed)
-    bench.batcher._pace = Pace(bound=60.0 if here else 0.0)
+    bench.batcher._ways._pace = Pace(bound=60.0 if here else 0.0)
     busy, first = await held_up(bench, "busy")
     models = [Doubler(f"m{index}", bench.log) for index in range(6)]
     waiting = {m.spec.name: chance.choice([1, 1, 8, 40, 80]) for m in models}

@@ -51,7 +51,7 @@ async def test_models_come_and_go_and_answer_right(tmp_path: Path) -> None:
 
 async def played(engine, index: int) -> None:
     """Ask until calls are played from a recording."""
-    recordings = engine._batcher._recordings
+    recordings = engine._batcher._ways._recordings
     while not any(shelf.recordings for shelf in recordings._shelves.values()):
         assert await ask(engine, index) == index
 
@@ -77,7 +77,7 @@ async def test_recorded_calls_give_the_asked_model_s_answers(tmp_path: Path) -> 
             asked = [chance.randrange(8) for _ in range(chance.randint(1, 5))]
             got = await asyncio.gather(*(ask(engine, index) for index in asked))
             assert got == [float(index) for index in asked]
-        recordings = engine._batcher._recordings
+        recordings = engine._batcher._ways._recordings
         (shelf,) = recordings._shelves.values()
         assert sum(r.calls for r in shelf.recordings.values()) > 100
         assert (await engine.snapshot()).evictions > 10
@@ -92,7 +92,7 @@ async def test_a_transformer_is_recorded_too(tmp_path: Path) -> None:
     x = torch.randn(4, 5, 16)
     write(export(net, {"x": x}), tmp_path / "m1" / "1")
     async with composed(settings(tmp_path, 64 * MIB), NullObserver()) as engine:
-        recordings = engine._batcher._recordings
+        recordings = engine._batcher._ways._recordings
         for rows in (1, 3, 4) * 40:
             answer = await engine.predict(Request("m1", {"x": x[:rows]}))
             with torch.inference_mode():
