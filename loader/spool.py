@@ -25,6 +25,7 @@ from pathlib import Path
 
 import structlog
 
+from loader.digest import LARGEST
 from loader.spool_files import PART, sweep, write_whole
 from loader.threads import stand_back
 from loader.tier import Tally, Tier
@@ -47,8 +48,9 @@ class Spool:
     """Up to `capacity` bytes of files in `folder`, by digest.
 
     `changed` is told of each file that came or was used (its size) or went (0), in
-    whichever thread. Reads happen in the loader's threads and writes in one of our own,
-    so the index has a lock, held for no longer than a look-up.
+    whichever thread. `step`: bytes that are written at a time, at most. Reads happen in
+    the loader's threads and writes in one of our own, so the index has a lock, held for
+    no longer than a look-up.
     """
 
     def __init__(
@@ -56,10 +58,12 @@ class Spool:
         folder: Path,
         capacity: int,
         changed: Callable[[str, int], None] = lambda digest, size: None,
+        step: int = LARGEST,
     ) -> None:
         self.capacity = capacity
         self._changed = changed
         self._folder = folder
+        self._step = step
         self._lock = threading.Lock()
         self._sizes: OrderedDict[str, int] = OrderedDict()
         self._held = 0
@@ -173,7 +177,7 @@ class Spool:
             if not known and time.monotonic() >= self._paused_until:
                 self._folder.mkdir(parents=True, exist_ok=True)  # somebody tidied up
                 self._make_room(size)
-                write_whole(self._path(digest), parts)
+                write_whole(self._path(digest), parts, self._step)
                 self._used(digest, size)
         except OSError as error:
             self._failed("write", error)

@@ -14,17 +14,20 @@ import secrets
 from collections.abc import Iterable
 from pathlib import Path
 
+from loader.digest import LARGEST
+
 PART = ".part"
 
 
-def write_whole(path: Path, parts: Iterable[memoryview]) -> None:
-    """Write beside the name, sync, rename. Raises OSError, and then left nothing."""
+def write_whole(path: Path, parts: Iterable[memoryview], step: int = LARGEST) -> None:
+    """Write beside the name, `step` bytes at a time at most, sync, rename. Raises
+    OSError, and then left nothing."""
     part, fd = _part(path)
     try:
         for piece in parts:
             rest = piece
             while rest:
-                rest = rest[os.write(fd, rest) :]
+                rest = rest[os.write(fd, rest[:step]) :]
         os.fsync(fd)
         part.rename(path)
     except BaseException:

@@ -300,7 +300,7 @@ def spec_of(folder: Path, name: str):
 class Working:
     """A porter in this process, and the engine's end of its socket."""
 
-    def __init__(self, folder: Path, nbytes: int = 1 << 20) -> None:
+    def __init__(self, folder: Path, nbytes: int = 1 << 20, disk: str = "") -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.heard: asyncio.Queue = asyncio.Queue()
         self.folder = folder
@@ -313,8 +313,8 @@ class Working:
             lambda report, fds: self.heard.put_nowait(report),
             lambda: None,
         )
-        first = begin(Settings(store=str(folder)), Store.open(str(folder)))
-        self.packets.say(first)
+        settings = Settings(store=str(folder), disk_cache=disk)
+        self.packets.say(begin(settings, Store.open(str(folder))))
         (ground,) = self.memory.grounds.values()
         self.packets.say(messages.Came(1, ground.nbytes), [ground.fd])
 
@@ -329,6 +329,11 @@ class Working:
             if not isinstance(report, messages.Up | messages.Beat):
                 return report
 
+    async def close(self) -> None:
+        self.packets.close()
+        await self.work.over
+        await self.work.close()
+
 
 @pytest.fixture
 async def working(tmp_path: Path, monkeypatch):
@@ -336,9 +341,7 @@ async def working(tmp_path: Path, monkeypatch):
     fleet(tmp_path, 3)
     found = Working(tmp_path)
     yield found
-    found.packets.close()
-    await found.work.over
-    await found.work.close()
+    await found.close()
 
 
 async def test_what_is_called_off_at_once_is_answered(working: Working) -> None:
@@ -360,6 +363,31 @@ async def test_what_is_not_urgent_waits_until_it_is(working: Working) -> None:
     working.packets.say(messages.Hurry(1))
     assert (await working.next()).call == 1
     working.work._turns.end(urgent)
+
+
+async def test_it_writes_to_disk_in_small_steps(tmp_path: Path, monkeypatch) -> None:
+    """In large ones the kernel would have to find large pages for them."""
+    asked: list[int] = []
+    write = os.write
+
+    def noted(fd: int, data: memoryview) -> int:
+        asked.append(len(data))
+        return write(fd, data)
+
+    monkeypatch.setattr("runtime.porter.work.logs.configure", lambda *args: None)
+    monkeypatch.setattr("runtime.porter.work.WRITE", 100)
+    monkeypatch.setattr("loader.spool_files.os.write", noted)
+    (tmp_path / "disk").mkdir()
+    fleet(tmp_path / "store", 1)
+    working = Working(tmp_path / "store", disk=str(tmp_path / "disk"))
+    working.fill(1, "m0")
+    file = spec_of(tmp_path / "store", "m0").weights
+    kept = (file.identity, file.size)
+    while kept not in getattr(await working.next(), "files", ()):
+        pass
+    await working.close()
+    assert sum(asked) == file.size
+    assert max(asked) == 100
 
 
 async def test_a_bug_there_is_told_as_one(working: Working, monkeypatch) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from loader import spool as spool_module
 from loader.spool import Spool
-from loader.spool_files import PART
+from loader.spool_files import PART, write_whole
 
 
 def digest_of(data: bytes) -> str:
@@ -68,6 +68,22 @@ def test_what_is_put_is_read_and_outlives_the_process(owner: Owner) -> None:
     assert (tier.held, tier.entries, tier.hits, tier.misses) == (10, 1, 1, 1)
     assert files(owner.folder) == {digest_of(data)}
     assert not spool.wants(digest_of(data), 10), "it is there already"
+
+
+@pytest.mark.parametrize("step", [1, 4, 100])
+def test_no_write_is_larger_than_a_step(tmp_path: Path, monkeypatch, step: int) -> None:
+    asked: list[int] = []
+    write = os.write
+
+    def noted(fd: int, data: memoryview) -> int:
+        asked.append(len(data))
+        return write(fd, data[:3])  # a kernel may take less
+
+    monkeypatch.setattr("loader.spool_files.os.write", noted)
+    write_whole(tmp_path / "a", [memoryview(b"some "), memoryview(b"bytes")], step)
+    assert (tmp_path / "a").read_bytes() == b"some bytes"
+    assert max(asked) == min(step, 5)
+    assert files(tmp_path) == {"a"}
 
 
 def test_the_least_recently_used_goes_also_after_a_restart(owner: Owner) -> None:

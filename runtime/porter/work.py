@@ -62,6 +62,14 @@ STEP = 1 << 20
 MiB. In the engine each step asks for the interpreter (docs/decisions/0018); here nobody
 else wants it."""
 
+WRITE = 32 << 10
+"""Bytes that are written to the disk tier at a time. For a write the kernel takes pages
+as large as it, up to 2 MiB (XFS, ext4 since Linux 6.16). Once memory is full of cached
+files there are none of those, and it moves others out of the way to make some: within
+the write and in threads of its own that stand back for nobody, both for milliseconds
+without a pause. Of this size there are always some. In the engine each step asks for
+the interpreter, and that costs more."""
+
 
 @dataclass(slots=True)
 class News:
@@ -158,7 +166,7 @@ class Work:
         self._crew = Crew(threads, self._turns)
         if begin.folder:
             folder = Path(os.fsdecode(begin.folder))
-            self._spool = Spool(folder, begin.size, self._changed)
+            self._spool = Spool(folder, begin.size, self._changed, WRITE)
         self._filler = Filler(
             opener.open(os.fsdecode(begin.store)),
             Placings(),
