@@ -11,6 +11,7 @@ A CUDA graph remembers addresses. So what a tape reads and writes stays where it
 as long as the tape lives; whoever records sees to that.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -24,8 +25,8 @@ PRIORITY = -1
 """The stream's: a call that was recorded is short and somebody waits for it."""
 
 WARM_UPS = 3
-"""Calls before one is recorded: kernels are loaded at their first launch, and cuBLAS
-takes its workspace, neither of which can be recorded."""
+"""Calls before one is recorded: kernels are loaded at their first launch, and libraries
+make their handles, neither of which can be recorded."""
 
 SPIN_S = 100e-6
 """A wait this short keeps the thread and the GIL: to be woken takes longer."""
@@ -74,7 +75,8 @@ class Deck(Protocol):
 
 
 class _Turn:
-    """The lock, and the deck's stream for whoever has it."""
+    """The lock, and the deck's stream for whoever has it. Whatever CUDA says on the way
+    in or out, the lock is not left behind: the event loop takes it too."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._lock = threading.Lock()
@@ -82,20 +84,36 @@ class _Turn:
 
     def __enter__(self) -> None:
         self._lock.acquire()
-        self._stream.__enter__()  # type: ignore[no-untyped-call]
+        try:
+            self._stream.__enter__()  # type: ignore[no-untyped-call]
+        except BaseException:
+            self._lock.release()
+            raise
 
     def __exit__(self, *error: object) -> None:
-        self._stream.__exit__(None, None, None)
-        self._lock.release()
+        try:
+            self._stream.__exit__(None, None, None)
+        finally:
+            self._lock.release()
 
 
 class CudaDeck:
-    """See Deck. One a process."""
+    """See Deck. One a process.
+
+    Two streams of a priority that nobody else here takes. torch has 32 of each, and
+    gives them out again and again: work that another thread begins on a stream that
+    records becomes part of the recording. (Kernels keep the priority of the stream that
+    they were recorded on.)
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._stream = torch.cuda.Stream(device, PRIORITY)  # type: ignore[no-untyped-call]
-        self._studio = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._studio = torch.cuda.Stream(device, PRIORITY)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
+        self._keeper: torch.cuda.CUDAGraph | None = None
+        self._failed: list[torch.cuda.CUDAGraph] = []
+        self._nothing = torch.zeros(1, device=device)
         self.turn = _Turn(self._stream)
 
     def host(self, nbytes: int) -> torch.Tensor:
@@ -107,8 +125,10 @@ class CudaDeck:
 
     def give_back(self, memory: torch.Tensor) -> None:
         """See Deck."""
-        self._stream.synchronize()
-        unpin(memory)
+        try:
+            self._stream.synchronize()
+        finally:
+            unpin(memory)
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """See Deck."""
@@ -116,18 +136,44 @@ class CudaDeck:
 
     def record(self, work: Callable[[], object]) -> "CudaTape":
         """See Deck. Only what this thread does is recorded: others use the device, and
-        play what was recorded before."""
+        play what was recorded before.
+
+        Warm-ups run where the caller's other work does, never on the stream that
+        records: cuBLAS has a workspace for each stream, tapes remember its address, and
+        a tape that somebody plays meanwhile would find our numbers in it.
+        """
+        for _ in range(WARM_UPS):
+            work()
+        torch.cuda.current_stream(self._device).synchronize()
+        if self._keeper is None:
+            # torch refuses a pool that every recording has left; this one stays.
+            self._keeper = self._recorded(self._nothing.zero_)
+        return CudaTape(self._recorded(work), self._stream)
+
+    def _recorded(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(self._studio):
-            for _ in range(WARM_UPS):
-                work()
-            self._studio.synchronize()
             graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
             try:
                 work()
-            finally:
                 graph.capture_end()
-        return CudaTape(graph, self._stream)
+            except BaseException:
+                self._give_up(graph)
+                raise
+        return graph
+
+    def _give_up(self, graph: torch.cuda.CUDAGraph) -> None:
+        """End a recording that failed. CUDA will not end one that it found wanting
+        without an error, and torch then tells neither of its allocators that it is
+        over (CUDAGraph::capture_end): that of the device would free nothing any more,
+        that of the host would ask the dead graph, and none records into that pool."""
+        try:
+            graph.capture_end()
+        except RuntimeError:
+            with contextlib.suppress(RuntimeError):  # it may have heard
+                torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
+            self._failed.append(graph)
+            self._pool, self._keeper = torch.cuda.graph_pool_handle(), None
 
 
 class CudaTape:
