@@ -56,6 +56,7 @@ class Ahead:
         if memory is None:
             memory = PinnedMemory() if self._pinned else HostMemory()
         self._slabs = Slabs(memory, lambda: capacity, whole=self._pinned)
+        self._slabs.patience = 0  # what lies between stays; the next guess may fit
         self._host = host
         self._timeout = timeout
         self._guesses: OrderedDict[str, Guess] = OrderedDict()

@@ -15,6 +15,7 @@ most a part of it (PENDING), or as much as one load brings.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -43,6 +44,14 @@ in between are being loaded, kept, or run just now, and none of these take so lo
 
 LOOK_S = 0.01
 """Between two looks, if no block comes or goes: nobody tells us that a lease ended."""
+
+REST = 10
+"""Times as long as a look took nobody looks again, whatever came or went: with a
+thousand blocks one holds the event loop up for 5 ms (compaction.plan), and as many
+loads may wait as there are at a time."""
+
+REST_S = 0.1
+"""And no longer: most of a look may have been moving, or waiting for memory to go."""
 
 
 class Slabs:
@@ -128,15 +137,17 @@ class Slabs:
         block = self.take(nbytes, group)
         if block is not None:
             return block
-        until = asyncio.get_running_loop().time() + self.patience
+        until = time.perf_counter() + self.patience
         while True:
             async with self._compacting:
+                began = time.perf_counter()
                 block = await self._in_one_piece(nbytes, group)
+                ended = time.perf_counter()
             if block is not None:
                 return block
-            if asyncio.get_running_loop().time() >= until:
+            if ended >= until:
                 raise DeviceFull("the device has no room in one piece for this model")
-            await self._changed()
+            await self._changed(min(REST * (ended - began), REST_S))
 
     async def _in_one_piece(self, nbytes: int, group: str) -> Block | None:
         """A block, moving aside who may be moved just now."""
@@ -152,9 +163,10 @@ class Slabs:
         await self._shed_over()
         return self.take(nbytes, group)
 
-    async def _changed(self) -> None:
-        """A block came to rest or went; or a while has passed."""
+    async def _changed(self, rest: float) -> None:
+        """A block came to rest or went, or a while has passed; after a rest."""
         self._change.clear()
+        await asyncio.sleep(rest)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LOOK_S):
                 await self._change.wait()

@@ -4,17 +4,21 @@ import asyncio
 from pathlib import Path
 
 import pytest
+import torch
 
 from eviction.foresight import Foresight
+from loader.ahead import Ahead
 from loader.arena import rounded
 from loader.errors import StoreUnreachable
-from loader.turns import Turns
+from loader.room import Filled
+from loader.turns import Errand, Turns
 from runtime.counts import Counts
 from runtime.metrics import Metrics
 from runtime.prefetch import AT_ONCE, Listening, World, prefetching
 from tests import tiny_models
 from tests.fake_models import spec_of
 from tests.test_prewarm import ask, engine_over
+from tests.test_tiers import Solid
 
 
 @pytest.fixture
@@ -172,6 +176,23 @@ async def test_rhythms_are_looked_at_once_a_tick_however_many_ask(monkeypatch) -
             listening.heard("a", now)
             await turns_of_the_loop()
     assert looks == [1.0, 2.0, 3.0]
+
+
+async def test_a_guess_does_not_wait_for_room_in_one_piece(store) -> None:
+    """What lies between stays until it is used: other guesses may fit meanwhile."""
+
+    class Below:
+        async def fill(self, spec, room) -> Filled:
+            return Filled(await room.find(spec.weights.size), None, "store", {})
+
+    ahead = Ahead(3 * 256, torch.device("cpu"), None, memory=Solid())
+    ahead.fills_from(Below())
+    for name, until in (("a", 1.0), ("b", 9.0), ("c", 1.0)):
+        await ahead.bring(spec_of(name, 256), Errand(urgent=False), until)
+    assert ahead.has_room(512, 2.0)
+    async with asyncio.timeout(2):
+        await ahead.bring(spec_of("d", 512), Errand(urgent=False), 9.0)
+    assert ahead.tier().held == 256
 
 
 async def test_the_newest_news_is_kept(looking) -> None:

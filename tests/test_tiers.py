@@ -6,6 +6,7 @@ import json
 import os
 import random
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -206,6 +207,34 @@ async def test_room_that_is_in_pieces_for_a_moment_is_waited_for(solid) -> None:
             assert answer(middle) == 1
             await solid.loader.unload(middle)
         await solid.loader.unload(big)
+
+
+async def test_who_waits_for_room_leaves_the_loop_to_others(solid, monkeypatch) -> None:
+    """A look over a thousand blocks takes milliseconds: not at every block that goes,
+    and not by every load that waits."""
+    for index in range(3):
+        tiny_models.linear(solid.folder, f"m{index}", index, extra=4096)
+    tiny_models.linear(solid.folder, "big", 99, extra=8192)
+    solid.capacity = 3 * solid.loader.size(solid.spec("m0"))
+    slabs, looks = solid.loader.slabs, []
+    models = [await solid.load(f"m{index}") for index in range(3)]
+    solid.busy.add(models[1].spec.key)
+    await solid.loader.unload(models[0])
+    await solid.loader.unload(models[2])
+
+    def plan(*given) -> None:
+        looks.append(time.perf_counter())
+        time.sleep(0.005)
+
+    monkeypatch.setattr("loader.compaction.plan", plan)
+    coming = asyncio.create_task(solid.load("big"))
+    began = time.perf_counter()
+    while (now := time.perf_counter()) - began < 0.5:
+        slabs.at_rest()
+        await asyncio.sleep(0.001)
+    coming.cancel()
+    await asyncio.wait((coming,))
+    assert 1 < len(looks) < (now - began) / 0.04
 
 
 @pytest.mark.parametrize("seed", range(2))
