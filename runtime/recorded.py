@@ -10,7 +10,8 @@ Owns: both, and that one call at a time uses a recording. Must not: decide what 
 recorded (runtime/recordings.py), or know what records (loader/tape.py).
 
 Rows that nobody asked for are computed and thrown away; they hold what an earlier
-request left there, which was checked as it came in, and no row looks at another.
+request left there, the first of them the one that it was tried with. It was checked as
+it came in, and no row looks at another.
 """
 
 import time
@@ -25,8 +26,7 @@ from loader.model import Model
 from loader.tape import Deck, Tape
 from loader.weights import bind
 from runtime.conformance import Fitted
-from runtime.contents import Array, Part, array_of, part_of
-from runtime.datatypes import TORCH
+from runtime.contents import Array, Part, Piece, array_of, part_of, tensor_of
 
 ALIGNED = 256
 """Bytes: where each input and output begins in host memory."""
@@ -74,11 +74,20 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a call looks like. `rows`: at most; 0: the graph has no rows."""
+    """What a call looks like. `rows`: at most; 0: the graph has no rows. `example`: the
+    inputs of such a call, of one row if there are rows: numbers that we made up might
+    be an index beyond a table, which ends a GPU's process."""
 
-    datatypes: tuple[str, ...]
+    example: tuple[Piece, ...]
     shapes: tuple[tuple[int, ...], ...]
     rows: int
+
+    def inputs(self, device: torch.device) -> list[torch.Tensor]:
+        """All rows the same."""
+        return [
+            tensor_of(piece).expand(shape).to(device, copy=True).contiguous()
+            for piece, shape in zip(self.example, self.shapes, strict=True)
+        ]
 
 
 class Recording:
@@ -89,21 +98,18 @@ class Recording:
         self.seconds = 0.0
         """About how long it takes."""
         self.calls = 0
+        self.nbytes = 0
+        """Of host memory; on the device it has hardly more of its own."""
         self._deck = deck
         self._busy = False
         self._rows = terms.rows
-        device = slot.device
-        dtypes = [TORCH[datatype] for datatype in terms.datatypes]
         with torch.inference_mode():
-            self._inputs = [
-                torch.zeros(shape, dtype=dtype, device=device)
-                for shape, dtype in zip(terms.shapes, dtypes, strict=True)
-            ]
+            self._inputs = terms.inputs(slot.device)
             like = slot.graph.eager(*slot.weights, *self._inputs)
             _check(like, terms.rows)
             everything = [*self._inputs, *like]
-            places, total = _places(everything)
-            memory = deck.host(total)
+            places, self.nbytes = _places(everything)
+            memory = deck.host(self.nbytes)
             # When the last call has ended that plays it, whoever dropped it before.
             weakref.finalize(self, deck.give_back, memory)
             host = [
@@ -113,6 +119,8 @@ class Recording:
             self.given = host[: len(self._inputs)]
             """The inputs in host memory."""
             self._outs = host[len(self._inputs) :]
+            for given, device in zip(self.given, self._inputs, strict=True):
+                given.copy_(device)
             self._tape: Tape = deck.record(self._work)
         self._arrays = [part_of(tensor).array for tensor in self.given]
         self._made = [part_of(tensor) for tensor in self._outs]

@@ -1,16 +1,18 @@
 """Which calls a GPU plays from a recording (`--cuda-graphs auto`).
 
     first calls  run as they are, a launch an op; what is asked again and again
-    a trial      is recorded in a thread, on made-up weights: played back its answers
-                 must agree with the eager ones, and come sooner
+    a trial      is recorded in a thread, on made-up weights and inputs that were
+                 asked: played back its answers must agree with the eager ones, and
+                 come sooner
     from then    one launch a call, for all models of the graph
 
 A small model on a GPU is launches: an MLP of five kernels takes 117 us a call, and 25
 when it is played (an H100; docs/decisions/0021).
 
-Owns: what was asked how often, the verdicts, the slots and how much memory they may
-have. Must not: run a request's call (runtime/recorded.py), or delay one. All state is
-the event loop's; the thread makes one recording at a time.
+Owns: what was asked how often, the verdicts, the slots and how much memory they and
+their recordings may have. Must not: run a request's call (runtime/recorded.py), or
+delay one. All state is the event loop's; the thread makes one recording at a time, and
+lets go of those that leave.
 """
 
 import asyncio
@@ -21,15 +23,16 @@ from dataclasses import dataclass, field
 import structlog
 import torch
 
+from loader.errors import DeviceFull
 from loader.load import Model
 from loader.manifest import ModelSpec
 from loader.placing import Placed
 from loader.tape import Deck
 from loader.threads import stand_back
 from runtime.conformance import Fitted, Signature
-from runtime.cross import least
 from runtime.engine import SHOWN, CompiledGraph
 from runtime.recorded import Recording, Slot, Terms, Unrecordable
+from runtime.trial import Found, new_slot, terms, trial
 
 log = structlog.get_logger()
 
@@ -67,28 +70,20 @@ class Shelf:
 
     @property
     def nbytes(self) -> int:
-        """Of its slot."""
-        return self.placed.placing.nbytes
+        """Of its slot, and of its recordings' inputs and outputs."""
+        slot = self.placed.placing.nbytes
+        return slot + sum([found.nbytes for found in self.recordings.values()])
 
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What a trial found: seconds of a call eager, played, and of copying weights."""
-
-    recording: Recording
-    eager: float
-    played: float
-    copied: float
-
-    @property
-    def gain(self) -> float:
-        """For a model whose weights are not in the slot yet."""
-        return self.eager / (self.played + self.copied)
+    def holds(self, model: Model) -> bool:
+        """True if the model's weights lie as its slot has them. A header that was
+        forgotten and read anew is another object (loader/placing.py)."""
+        mine, other = self.placed, model.placed
+        return mine is other or mine.header == other.header
 
 
 class Recordings:
-    """`room`: bytes of device memory that slots may have together; the least recently
-    used slot leaves for another. One instance, one event loop."""
+    """`room`: bytes that slots and their recordings may have together; the least
+    recently used slot leaves for another. One instance, one event loop."""
 
     def __init__(self, deck: Deck, room: int) -> None:
         self._deck = deck
@@ -99,11 +94,17 @@ class Recordings:
         self._threads = ThreadPoolExecutor(1, "recorder", initializer=stand_back)
         self._trying: asyncio.Future[Found] | None = None
 
+    @property
+    def trying(self) -> bool:
+        """True while a trial is under way: the deck's turn may be the thread's, whose
+        work nobody bounds, and which stands back from others."""
+        return self._trying is not None
+
     def find(self, model: Model, asked: Fitted, rows: int) -> Recording | None:
         """What plays such a call, if anything does."""
         digest = model.graph.digest
         shelf = self._shelves.get(digest)
-        if shelf is None or shelf.placed is not model.placed:
+        if shelf is None or not shelf.holds(model):
             return None
         found = shelf.recordings.get(key(model, asked, rows))
         if found is not None:
@@ -126,10 +127,12 @@ class Recordings:
         shelf = self._shelf(model)
         if shelf is None or shelf.made >= SHAPES:
             return
+        left = self._make_room(shelf, 0)
         shelf.made += 1
         name, deck = model.spec.name, self._deck
 
         def tried() -> Found:
+            left.clear()  # here: the device is waited for as they go
             if shelf.slot is None:
                 shelf.slot = new_slot(model, deck)
             return trial(shelf.slot, wanted, deck)
@@ -142,44 +145,69 @@ class Recordings:
         if ended.cancelled():
             return
         error, shelf = ended.exception(), self._shelves.get(what[0])
+        if shelf is None:
+            return  # closed meanwhile
         if error is not None:
-            # What looks at its own numbers cannot be recorded; a full device is full.
-            reason = str(error) if isinstance(error, Unrecordable) else "cannot be"
             log.info("calls stay launches", model=name, error=type(error).__name__)
-            if shelf is not None:
-                shelf.reason = reason
-            return
-        found = ended.result()
+            self._refused(shelf, error)
+        else:
+            self._found(shelf, what, name, ended.result())
+        if not shelf.recordings:
+            shelf.slot = None
+
+    def _refused(self, shelf: Shelf, error: BaseException) -> None:
+        shelf.reason = "cannot be"
+        if isinstance(error, Unrecordable):
+            shelf.reason = str(error)
+        elif not isinstance(error, DeviceFull | torch.OutOfMemoryError):
+            # It looks at its own numbers, say: it will with any other shape.
+            shelf.made = SHAPES
+
+    def _found(self, shelf: Shelf, what: Key, name: str, found: Found) -> None:
         pays = found.gain >= GAIN
-        if shelf is not None:
-            shelf.gain = max(shelf.gain, found.gain)
-            shelf.reason = "" if pays else "no sooner"
+        fits = shelf.nbytes + found.recording.nbytes <= self._room
+        shelf.gain = max(shelf.gain, found.gain)
+        shelf.reason = "" if pays and fits else "too large" if pays else "no sooner"
         log.info(
-            "calls recorded" if pays else "calls stay launches",
+            "calls stay launches" if shelf.reason else "calls recorded",
             model=name,
             rows=what[3],
             gain=round(found.gain, 2),
             microseconds=round(found.played * 1e6),
         )
-        if pays and shelf is not None and shelf.slot is found.recording.slot:
+        if not shelf.reason:
+            left = self._make_room(shelf, found.recording.nbytes)
+            self._threads.submit(left.clear)
             shelf.recordings[what] = found.recording
 
     def _shelf(self, model: Model) -> Shelf | None:
-        """That of its graph, or a new one; None if there is no room for it."""
-        digest, nbytes = model.graph.digest, model.placed.placing.nbytes
+        """That of its graph, or a new one; None if there can be none."""
+        digest = model.graph.digest
         shelf = self._shelves.get(digest)
         if shelf is not None:
-            return shelf if shelf.placed is model.placed else None
-        if nbytes > self._room:
+            return shelf if shelf.holds(model) else None
+        shelf = Shelf(model.placed)
+        if shelf.nbytes > self._room:
             return None
-        while (
-            sum(shelf.nbytes for shelf in self._shelves.values()) + nbytes > self._room
-        ):
-            left, _ = self._shelves.popitem(last=False)
-            # It may earn its place anew.
-            self._seen = {what: n for what, n in self._seen.items() if what[0] != left}
-        shelf = self._shelves[digest] = Shelf(model.placed)
+        self._shelves[digest] = shelf
         return shelf
+
+    def _make_room(self, stays: Shelf, more: int) -> list[Shelf]:
+        """For `more` bytes of a shelf that stays: those who leave, the least recently
+        used first. Whoever lets go of them waits for the device."""
+        over = sum([shelf.nbytes for shelf in self._shelves.values()])
+        over += more - self._room
+        left = []
+        for digest, shelf in list(self._shelves.items()):
+            if over <= 0:
+                break
+            if shelf is stays:
+                continue
+            left.append(self._shelves.pop(digest))
+            over -= shelf.nbytes
+            # It may earn its place anew.
+            self._seen = {w: n for w, n in self._seen.items() if w[0] != digest}
+        return left
 
     def status(self) -> list[CompiledGraph]:
         """Every graph of which a call was recorded, or tried to be."""
@@ -219,38 +247,3 @@ def bucket(model: Model, rows: int) -> int:
     0 for a model without rows."""
     most = model.spec.max_batch_size
     return min(1 << (rows - 1).bit_length(), most) if most else 0
-
-
-def terms(model: Model, asked: Fitted, rows: int) -> Terms:
-    """How its inputs look."""
-    shapes = tuple([(rows, *s) if rows else s for s in asked.signature])
-    return Terms(tuple([piece.datatype for piece in asked.pieces]), shapes, rows)
-
-
-def new_slot(model: Model, deck: Deck) -> Slot:
-    """With numbers that no function makes infinite. In the thread."""
-    slot = Slot(model, deck)
-    for weight in slot.weights:
-        if weight.dtype.is_floating_point:
-            weight.copy_(torch.rand(weight.shape, device=slot.device) * 0.1)
-        else:
-            weight.zero_()
-    return slot
-
-
-def trial(slot: Slot, wanted: Terms, deck: Deck) -> Found:
-    """Record it, compare it, time it. In the thread."""
-    with torch.inference_mode():
-        recording = Recording(slot, wanted, deck)
-        for given in recording.given:  # integers stay 0: an index that every table has
-            if given.dtype.is_floating_point:
-                given.copy_(torch.rand(given.shape))
-        if not recording.agrees():
-            raise Unrecordable("played back, it gives other answers")
-        other = torch.empty(slot.nbytes, dtype=torch.uint8, device=slot.device)
-        eager, played, copied = least(
-            slot.device, recording.eagerly, recording.rehearse,
-            lambda: slot.copy_to(other),
-        )  # fmt: skip
-    recording.seconds = played
-    return Found(recording, eager, played, copied)

@@ -130,5 +130,8 @@ class Ways:
         return self._recordings.find(model, asked, rows)
 
     def _at_hand(self, recording: Recording | None, bound: float) -> bool:
-        """True if it may be played on the loop: in a lane's way it would wait there."""
-        return recording is not None and self._lanes.idle and recording.seconds < bound
+        """True if it may be played on the loop: behind a lane's work, or a trial's, it
+        would wait there."""
+        if recording is None or self._recordings is None or self._recordings.trying:
+            return False
+        return self._lanes.idle and recording.seconds < bound

@@ -31,6 +31,18 @@ class Mlp(nn.Module):
         return torch.softmax(self.second(h), 1), h
 
 
+class FromOne(nn.Module):
+    """Looks up what is counted from 1: a 0 is an index beyond its table."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.table = nn.Embedding(5, 3)
+
+    def forward(self, x):
+        return self.table(x - 1).sum(1)
+
+
 class Attention(nn.Module):
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -47,6 +59,9 @@ NETS = {
     "without a bias": (lambda seed: Mlp(seed, False).eval(), (2, 6)),
     "vmap": (lambda seed: Attention(seed).eval(), (2, 5, 8)),
 }
+"""What makes one of a seed, and the shape of its input."""
+
+FROM_ONE = (FromOne, (2, 4))
 
 
 @pytest.fixture
@@ -60,7 +75,10 @@ async def brought(tmp_path: Path):
 
         async def bring(net: str, count: int) -> list[Model]:
             make, shape = NETS[net]
-            program = export(make(0), {"x": torch.randn(shape)})
+            x, ranges = torch.randn(shape), None
+            if net == "from one":
+                x, ranges = torch.ones(shape, dtype=torch.int64), {"x": (1, 5)}
+            program = export(make(0), {"x": x}, ranges=ranges)
             models = []
             for seed in range(count):
                 name = f"m{next(made)}"

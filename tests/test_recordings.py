@@ -8,6 +8,7 @@ import asyncio
 import gc
 import random
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +24,7 @@ from runtime.engine import Request
 from runtime.lanes import Lanes
 from runtime.recordings import AFTER, Recordings, bucket
 from runtime.ways import Ways
+from tests import brought as nets
 from tests.brought import CPU, brought, rows
 from tests.fake_deck import FakeDeck
 
@@ -227,11 +229,86 @@ async def test_answers_that_differ_are_never_served(bench, monkeypatch) -> None:
     assert bench.recordings.find(model, asked(model, x), 1) is None
 
 
+async def test_a_trial_asks_nothing_that_nobody_asked(bench, monkeypatch) -> None:
+    """On a GPU an index beyond its table ends the process: numbers of our own making
+    must not be one."""
+    monkeypatch.setitem(nets.NETS, "from one", nets.FROM_ONE)
+    (model,) = await bench.bring("from one", 1)
+    x = torch.tensor([[5, 1, 2, 3], [2, 4, 1, 5], [1, 1, 1, 1]])
+    await recorded(bench, model, x)
+    await ask(bench, model, x)  # the fourth row is one that was asked, too
+    assert bench.deck.played
+
+
+async def test_a_trial_holds_up_nobody_s_event_loop(bench, monkeypatch) -> None:
+    """It has the deck's turn for as long as a call of any length takes, in a thread
+    that stands back: whoever wants to play waits for it in a lane."""
+    (model,) = await bench.bring("chain", 1)
+    await recorded(bench, model, rows("chain", 1))
+    tried, gate, opened = threading.Event(), threading.Event(), []
+
+    def wait() -> None:
+        if threading.current_thread().name.startswith("recorder"):
+            tried.set()
+            opened.append(gate.wait(3))
+
+    bench.deck.waiting = wait
+    for _ in range(AFTER):
+        await ask(bench, model, rows("chain", 2))
+    assert await asyncio.to_thread(tried.wait, 10)
+    asking = asyncio.create_task(ask(bench, model, rows("chain", 1)))
+    await asyncio.sleep(0)
+    gate.set()  # too late, were the loop the one that waits
+    await asking
+    assert opened[0]
+
+
+async def test_inputs_and_outputs_have_their_share_of_the_room(bench) -> None:
+    (model,) = await bench.bring("chain", 1)
+    slot = model.placed.placing.nbytes
+    bench.recordings._room = slot + 3 * 256
+    await recorded(bench, model, rows("chain", 1))
+    x = rows("chain", 64)  # its rows are more than 256 bytes
+    for _ in range(2 * AFTER):
+        await ask(bench, model, x)
+        if bench.recordings.trying:
+            await asyncio.wait([bench.recordings._trying])
+            await asyncio.sleep(0)
+    assert bench.recordings.find(model, asked(model, x), 64) is None
+    assert bench.recordings._shelves[model.graph.digest].reason == "too large"
+    gc.collect()
+    assert bench.deck.lent == 1
+
+
+async def test_who_cannot_be_recorded_takes_no_room(bench, monkeypatch) -> None:
+    (model,) = await bench.bring("chain", 1)
+    monkeypatch.setattr(runtime.recordings, "GAIN", 1e9)
+    for _ in range(AFTER):
+        await ask(bench, model, rows("chain", 1))
+    await asyncio.wait([bench.recordings._trying])
+    await asyncio.sleep(0)
+    (shelf,) = bench.recordings._shelves.values()
+    assert (shelf.slot, shelf.reason) == (None, "no sooner")
+
+
+async def test_a_header_read_anew_is_the_same(bench) -> None:
+    """It is another object, once as many others were read."""
+    first, second = await bench.bring("chain", 2)
+    await recorded(bench, first, rows("chain", 1))
+    second.placed = replace(second.placed)
+    assert second.placed is not first.placed
+    assert bench.recordings.find(second, asked(second, rows("chain", 1)), 1)
+    await ask(bench, second, rows("chain", 1))
+    second.placed = replace(second.placed, header=b"of another order")
+    assert not bench.recordings.find(second, asked(second, rows("chain", 1)), 1)
+
+
 async def test_slots_keep_to_their_room(bench) -> None:
     """The least recently used leaves; its host memory goes with it."""
     (chain,) = await bench.bring("chain", 1)
     (vmap,) = await bench.bring("vmap", 1)
-    bench.recordings._room = max(m.placed.placing.nbytes for m in (chain, vmap))
+    one = max(m.placed.placing.nbytes for m in (chain, vmap)) + 1024  # and its rows
+    bench.recordings._room = one
     await recorded(bench, chain, rows("chain", 1))
     assert bench.deck.lent == 1
     await recorded(bench, vmap, rows("vmap", 1))
@@ -275,7 +352,7 @@ async def test_under_stress_every_answer_is_the_asked_model_s(bench, seed) -> No
     models = [("chain", m) for m in await bench.bring("chain", 3)]
     models += [("vmap", m) for m in await bench.bring("vmap", 3)]
     sizes = [m.placed.placing.nbytes for _, m in models]
-    bench.recordings._room = chance.choice([ROOM, max(sizes)])
+    bench.recordings._room = chance.choice([ROOM, max(sizes) + 2048])
     for turn in range(120):
         bench.batcher._company.expected = chance.random() < 0.5
         some = chance.sample(models, chance.randint(1, 6))
