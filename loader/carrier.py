@@ -51,8 +51,14 @@ class Streams:
         return self._landed(stream.record_event())
 
     async def _landed(self, done: torch.cuda.Event) -> None:
-        if not done.query():  # type: ignore[no-untyped-call]
-            await to_its_end(self._executor, done.synchronize)
+        try:
+            if not done.query():  # type: ignore[no-untyped-call]
+                await to_its_end(self._executor, done.synchronize)
+        except BaseException:
+            # Put off behind loads that are urgent (loader/turns.py), that wait may be
+            # cancelled before it began. The GPU copies all the same.
+            done.synchronize()
+            raise
 
 
 def _copy(source: torch.Tensor, target: torch.Tensor) -> None:

@@ -7,10 +7,12 @@ runtime/cache.py). Must not: choose who leaves (runtime/room.py).
 """
 
 import asyncio
+import contextvars
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Generic
 
 from eviction.plan import Plan
+from loader.turns import ERRAND
 from runtime.decisions import NO_VERDICT, Verdict
 from runtime.residency import Loading, M, Residency, Stage
 
@@ -87,7 +89,11 @@ class Departures(Generic[M]):
             await asyncio.wait(self._tasks)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+        # On no errand of whoever's turn it is: a load that is called off would take
+        # the copies of its errand with it, these among them.
+        context = contextvars.copy_context()
+        context.run(ERRAND.set, None)
+        task = asyncio.get_running_loop().create_task(work, context=context)
         self._tasks.add(task)  # the loop itself holds tasks weakly
         task.add_done_callback(self._tasks.discard)
         return task

@@ -10,6 +10,7 @@ from eviction.ledger import Ledger
 from eviction.lru import Lru
 from loader.errors import ArtifactRefused
 from loader.threads import to_its_end
+from loader.turns import ERRAND, Errand
 from runtime.cache import Bounds, ModelCache
 from runtime.errors import Draining
 from runtime.observer import NullObserver
@@ -99,6 +100,24 @@ async def test_trap_3_an_unload_is_not_the_child_of_the_load() -> None:
     assert cache.ledger.held == 0
     assert "load b" not in loader.calls
     check_empty(cache)
+
+
+async def test_an_unload_is_on_nobody_s_errand() -> None:
+    """The copies of a load that nobody waits for are put off, and cancelled with it:
+    an unload that this load set off would end in the midst."""
+
+    class Asking(FakeLoader):
+        async def unload(self, model) -> None:
+            self.calls.append(f"errand {ERRAND.get()}")
+            await super().unload(model)
+
+    loader = Asking()
+    cache = cache_of(loader, 10)
+    await use(cache, A)
+    ERRAND.set(Errand(urgent=False))
+    cache.resize(0)
+    await turn()
+    assert loader.calls == ["load a", "errand None", "unload a"]
 
 
 async def test_trap_4_a_cancelled_request_waits_for_its_thread() -> None:
