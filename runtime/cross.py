@@ -2,7 +2,8 @@
 
     who          lines of one graph, whose next calls have the same shapes and rows
     first use    they run one by one; a thread tries the graph on made-up weights of the
-                 same shapes: one by one, and as one call (loader/across.py)
+                 same shapes and a row that was asked: one by one, and as one call
+                 (loader/across.py)
     from then    one call where that was quicker by GAIN, if its answers agreed
 
 Owns: the verdicts and the thread that finds them. Must not: delay a request, touch a
@@ -25,7 +26,7 @@ from loader.load import Model
 from loader.manifest import ModelSpec
 from loader.threads import stand_back
 from runtime.conformance import Fitted, Signature
-from runtime.datatypes import TORCH
+from runtime.example import terms
 
 log = structlog.get_logger()
 
@@ -119,14 +120,12 @@ class Cross:
         # Until the trial has ended: one by one.
         self._verdicts[what] = Verdict(graph.forward)
 
+        wanted = terms(asked, rows)
+
         def tried() -> Verdict:
-            # In the thread: a device that is full, or a range that the datatype cannot
-            # hold, is a trial that failed, and no error of whoever's turn it is.
-            inputs = [
-                _filled((rows, *shape), TORCH[want.datatype], device, want.low or 0)
-                for shape, want in zip(asked.signature, spec.inputs, strict=True)
-            ]
-            return trial(graph, inputs, device)
+            # In the thread: a device that is full is a trial that failed, and no error
+            # of whoever's turn it is.
+            return trial(graph, wanted.inputs(device), device)
 
         task = self._loop.run_in_executor(self._threads, tried)
         task.add_done_callback(lambda ended: self._tried(what, spec, ended))
@@ -155,12 +154,12 @@ class Cross:
 
 
 def _filled(
-    shape: Sequence[int], dtype: torch.dtype, device: torch.device, low: int = 0
+    shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
     """Numbers that no function makes infinite; indices that every table has."""
     if dtype.is_floating_point:
         return torch.rand(shape, device=device).to(dtype) * 0.1
-    return torch.full(tuple(shape), low, dtype=dtype, device=device)
+    return torch.zeros(tuple(shape), dtype=dtype, device=device)
 
 
 def trial(

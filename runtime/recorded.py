@@ -17,7 +17,6 @@ it came in, and no row looks at another.
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,7 +25,8 @@ from loader.model import Model
 from loader.tape import Deck, Tape
 from loader.weights import bind
 from runtime.conformance import Fitted
-from runtime.contents import Array, Part, Piece, array_of, part_of, tensor_of
+from runtime.contents import Array, Part, array_of, part_of
+from runtime.example import Terms
 
 ALIGNED = 256
 """Bytes: where each input and output begins in host memory."""
@@ -70,24 +70,6 @@ class Slot:
     def nbytes(self) -> int:
         """Bytes of weights."""
         return self._buffer.numel()
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a call looks like. `rows`: at most; 0: the graph has no rows. `example`: the
-    inputs of such a call, of one row if there are rows: numbers that we made up might
-    be an index beyond a table, which ends a GPU's process."""
-
-    example: tuple[Piece, ...]
-    shapes: tuple[tuple[int, ...], ...]
-    rows: int
-
-    def inputs(self, device: torch.device) -> list[torch.Tensor]:
-        """All rows the same."""
-        return [
-            tensor_of(piece).expand(shape).to(device, copy=True).contiguous()
-            for piece, shape in zip(self.example, self.shapes, strict=True)
-        ]
 
 
 class Recording:

@@ -31,8 +31,9 @@ from loader.tape import Deck
 from loader.threads import stand_back
 from runtime.conformance import Fitted, Signature
 from runtime.engine import SHOWN, CompiledGraph
-from runtime.recorded import Recording, Slot, Terms, Unrecordable
-from runtime.trial import Found, new_slot, terms, trial
+from runtime.example import Terms, terms
+from runtime.recorded import Recording, Slot, Unrecordable
+from runtime.trial import Found, new_slot, trial
 
 log = structlog.get_logger()
 
@@ -121,7 +122,7 @@ class Recordings:
         self._seen[what] = seen + 1
         if seen + 1 >= AFTER and self._trying is None:
             self._seen[what] = -NEVER
-            self._try(what, model, terms(model, asked, what[3]))
+            self._try(what, model, terms(asked, what[3]))
 
     def _try(self, what: Key, model: Model, wanted: Terms) -> None:
         shelf = self._shelf(model)

@@ -13,10 +13,9 @@ import torch
 
 from loader.model import Model
 from loader.tape import Deck
-from runtime.conformance import Fitted
-from runtime.contents import Piece, array_of
 from runtime.cross import least
-from runtime.recorded import Recording, Slot, Terms, Unrecordable
+from runtime.example import Terms
+from runtime.recorded import Recording, Slot, Unrecordable
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +31,6 @@ class Found:
     def gain(self) -> float:
         """For a model whose weights are not in the slot yet."""
         return self.eager / (self.played + self.copied)
-
-
-def terms(model: Model, asked: Fitted, rows: int) -> Terms:
-    """How its inputs look. The example is copied: the request's own bytes may be
-    another's before a trial has ended."""
-    shapes = tuple([(rows, *s) if rows else s for s in asked.signature])
-    example = []
-    for piece in asked.pieces:
-        array = array_of(piece)[:1] if rows else array_of(piece)
-        example.append(Piece(piece.datatype, array.shape, array.tobytes()))
-    return Terms(tuple(example), shapes, rows)
 
 
 def new_slot(model: Model, deck: Deck) -> Slot:

@@ -96,7 +96,8 @@ class Ways:
     def ran(self, call: Call, ended: Ended, held_up: float = 0.0) -> None:
         """It did. `held_up`: seconds that the event loop was, if it ran there."""
         self._pace.told(*call.shape, ended.busy, held_up)
-        if self._recordings is not None and call.recording is None:
+        well = not isinstance(ended.outcomes[0], Exception)
+        if self._recordings is not None and call.recording is None and well:
             model, first = call.lines[0].model, call.batches[0][0].asked
             self._recordings.ran(model, first, call.rows)
 

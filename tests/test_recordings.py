@@ -240,6 +240,22 @@ async def test_a_trial_asks_nothing_that_nobody_asked(bench, monkeypatch) -> Non
     assert bench.deck.played
 
 
+async def test_calls_that_fail_are_no_reason_to_record(bench) -> None:
+    """A trial of such a call would fail too, and its graph be given up for all."""
+    (model,) = await bench.bring("chain", 1)
+
+    def refuses(*tensors) -> None:
+        raise RuntimeError("planted")
+
+    model.graph.forward = refuses
+    for _ in range(2 * AFTER):
+        with pytest.raises(RuntimeError, match="planted"):
+            await bench.batcher.run(model, asked(model, rows("chain", 1)))
+    assert not bench.recordings._shelves
+    model.graph.forward = model.graph.eager
+    await recorded(bench, model, rows("chain", 1))
+
+
 async def test_a_trial_holds_up_nobody_s_event_loop(bench, monkeypatch) -> None:
     """It has the deck's turn for as long as a call of any length takes, in a thread
     that stands back: whoever wants to play waits for it in a lane."""
