@@ -4,6 +4,7 @@ Owns: getting slabs, giving them back, moving bytes within them. Must not: know 
 bytes mean, who has which (loader/arena.py), or how much anybody may take.
 """
 
+import contextlib
 import ctypes
 import mmap
 from typing import Protocol
@@ -126,7 +127,9 @@ class CudaMemory:
     def gave_back(self) -> None:
         """See DeviceMemory. Rare: a slab leaves when the budget shrinks, not with a
         model, so the device-wide wait in here is on nobody's way."""
-        torch.cuda.empty_cache()
+        # On the way out of a process whose device was lost that must not be its end.
+        with contextlib.suppress(torch.AcceleratorError):
+            torch.cuda.empty_cache()
 
 
 def shed_shared(unused: torch.Tensor) -> None:

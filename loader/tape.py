@@ -34,6 +34,10 @@ SPIN_S = 100e-6
 SPINS = 400
 """Looks at an event (half a microsecond each) before such a wait gives up."""
 
+_failed: list[torch.cuda.CUDAGraph] = []
+"""Recordings that came to nothing. The host's allocator asks them for as long as there
+is a process, in vain, whether an allocation is theirs (see CudaDeck._give_up)."""
+
 
 class Tape(Protocol):
     """Recorded work."""
@@ -112,7 +116,6 @@ class CudaDeck:
         self._studio = torch.cuda.Stream(device, PRIORITY)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
         self._keeper: torch.cuda.CUDAGraph | None = None
-        self._failed: list[torch.cuda.CUDAGraph] = []
         self._nothing = torch.zeros(1, device=device)
         self.turn = _Turn(self._stream)
 
@@ -125,10 +128,9 @@ class CudaDeck:
 
     def give_back(self, memory: torch.Tensor) -> None:
         """See Deck."""
-        try:
+        with contextlib.suppress(torch.AcceleratorError):  # lost, it writes no more
             self._stream.synchronize()
-        finally:
-            unpin(memory)
+        unpin(memory)
 
     def copy(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """See Deck."""
@@ -172,7 +174,7 @@ class CudaDeck:
         except RuntimeError:
             with contextlib.suppress(RuntimeError):  # it may have heard
                 torch._C._cuda_endAllocateToPool(self._device.index, self._pool)
-            self._failed.append(graph)
+            _failed.append(graph)
             self._pool, self._keeper = torch.cuda.graph_pool_handle(), None
 
 

@@ -82,6 +82,8 @@ class Recording:
         self.calls = 0
         self.nbytes = 0
         """Of host memory; on the device it has hardly more of its own."""
+        self.failed = False
+        """It is not to be played any more."""
         self._deck = deck
         self._busy = False
         self._rows = terms.rows
@@ -127,7 +129,7 @@ class Recording:
                 self._tape.play()
             except BaseException:
                 self.slot.let_go()
-                self._busy = False
+                self._busy, self.failed = False, True
                 raise
         try:
             self._tape.wait(self.seconds)

@@ -108,8 +108,9 @@ class Recordings:
         if shelf is None or not shelf.holds(model):
             return None
         found = shelf.recordings.get(key(model, asked, rows))
-        if found is not None:
-            self._shelves.move_to_end(digest)
+        if found is None or found.failed:
+            return None
+        self._shelves.move_to_end(digest)
         return found
 
     def ran(self, model: Model, asked: Fitted, rows: int) -> None:

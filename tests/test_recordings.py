@@ -167,7 +167,9 @@ async def test_a_recording_that_fails_is_no_request_s_fault(bench) -> None:
     bench.deck.trouble = [RuntimeError("planted")]
     await ask(bench, model, rows("chain", 1))
     assert not bench.deck.trouble
+    played = bench.deck.played
     await ask(bench, model, rows("chain", 1) * 2)
+    assert bench.deck.played == played, "once is enough"
 
 
 async def test_a_lost_device_is_told(bench) -> None:

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from loader.memory import CudaMemory
 from loader.tape import WARM_UPS, CudaDeck
 
 DEVICE = torch.device("cuda:0")
@@ -91,6 +92,13 @@ def cuda(monkeypatch):
     return cuda
 
 
+@pytest.fixture
+def failed(monkeypatch):
+    failed: list[Graph] = []
+    monkeypatch.setattr("loader.tape._failed", failed)
+    return failed
+
+
 def test_warm_ups_run_on_no_stream_of_the_deck(cuda) -> None:
     """A tape remembers the cuBLAS workspace of the stream that it was recorded on: what
     else runs there writes into the sums of one that is played meanwhile."""
@@ -111,7 +119,9 @@ def test_the_pool_is_never_left_by_all_recordings(cuda) -> None:
     ] * 3
 
 
-def test_a_recording_that_fails_leaves_the_allocators_as_they_were(cuda) -> None:
+def test_a_recording_that_fails_leaves_the_allocators_as_they_were(
+    cuda, failed
+) -> None:
     deck = CudaDeck(DEVICE)
     deck.record(lambda: None)
     cuda.log.clear()
@@ -127,7 +137,7 @@ def test_a_recording_that_fails_leaves_the_allocators_as_they_were(cuda) -> None
         "stream 2 records into (0, 1)",
         "(0, 1) freed from 0",
     ]
-    assert len(deck._failed) == 1, "the host's allocator may still ask it"
+    assert len(failed) == 1, "the host's allocator may still ask it"
     cuda.log.clear()
     deck.record(lambda: None)
     assert [line for line in cuda.log if "records" in line] == [
@@ -135,7 +145,7 @@ def test_a_recording_that_fails_leaves_the_allocators_as_they_were(cuda) -> None
     ] * 2
 
 
-def test_an_error_of_the_work_itself_ends_the_recording(cuda) -> None:
+def test_an_error_of_the_work_itself_ends_the_recording(cuda, failed) -> None:
     deck = CudaDeck(DEVICE)
 
     def refuses() -> None:
@@ -145,7 +155,7 @@ def test_an_error_of_the_work_itself_ends_the_recording(cuda) -> None:
     with pytest.raises(ValueError, match="planted"):
         deck.record(refuses)
     assert cuda.log[-1] == "ended"
-    assert not deck._failed
+    assert not failed
 
 
 def test_a_turn_that_fails_leaves_no_lock(cuda, monkeypatch) -> None:
@@ -162,3 +172,25 @@ def test_a_turn_that_fails_leaves_no_lock(cuda, monkeypatch) -> None:
     for _ in range(2):
         with pytest.raises(RuntimeError, match="lost"), deck.turn:
             pass
+
+
+def test_memory_goes_back_though_the_device_is_lost(cuda, monkeypatch) -> None:
+    deck, unpinned = CudaDeck(DEVICE), []
+
+    def lost() -> None:
+        raise torch.AcceleratorError("planted")
+
+    deck._stream.synchronize = lost
+    monkeypatch.setattr("loader.tape.unpin", unpinned.append)
+    deck.give_back("memory")
+    assert unpinned == ["memory"]
+
+
+def test_a_lost_device_is_no_error_of_who_gives_its_memory_back(monkeypatch) -> None:
+    """It would be the process' end, in place of exit code 70."""
+
+    def lost() -> None:
+        raise torch.AcceleratorError("planted")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lost)
+    CudaMemory(DEVICE).gave_back()
