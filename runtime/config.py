@@ -151,7 +151,12 @@ class Settings(BaseSettings):
         "Default: 16384.",
     )
     concurrent_loads: int = Field(
-        4, ge=1, le=256, title="COUNT", description="Loads at a time. Default: 4."
+        4,
+        ge=1,
+        le=256,
+        title="COUNT",
+        description="Loads at a time; on a GPU each takes 16 MiB of locked host "
+        "memory. Default: 4.",
     )
     loader: Literal["auto", "threads", "process"] = Field(
         "auto",
@@ -196,7 +201,8 @@ class Settings(BaseSettings):
         title="MODE",
         description="On a GPU. auto: calls that come again and again are recorded as "
         "CUDA graphs where that is measured to be quicker, one for all models of a "
-        "graph; takes a quarter of --reserve at most. Default: auto.",
+        "graph. Weights, inputs and outputs take a quarter of --reserve at most. "
+        "Default: auto.",
     )
     compile: Literal["off", "auto"] = Field(
         "off",

@@ -80,8 +80,9 @@ async def loading(
             host, ahead = await _copies(settings, device, threads, estate, apart, stack)
         except DeviceFull as error:
             raise Unservable(
-                "the host has not the memory that --host-cache and --prefetch ask "
-                "for, or the container may not lock it (ulimit -l); ask for less"
+                "the host has not the memory that --host-cache, --prefetch and "
+                "--concurrent-loads ask for, or the container may not lock it "
+                "(ulimit -l); ask for less"
             ) from error
         spool = None
         if settings.disk_cache:

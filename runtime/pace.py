@@ -2,7 +2,7 @@
 
 A hop to a lane and back costs more than a small model's forward (measured: 40 to 140 us
 against 27 us for an MLP 64-256-256-10). So a call that has shown to be short runs where
-it is asked for; all others, and all on a GPU, go to a lane.
+it is asked for; all others go to a lane, and on a GPU all that are not recorded.
 
 What counts is the time that its thread had a core. By the wall a call in a lane is as
 long as others keep the interpreter from it, and what the lane makes long would stay
