@@ -30,7 +30,10 @@ class Cuda:
     def Stream(self, device, priority=0):
         self.streams.append(priority)
         name = f"stream {len(self.streams)}"
-        return SimpleNamespace(name=name, synchronize=lambda: None)
+        return SimpleNamespace(
+            name=name, synchronize=lambda: None,
+            stream_id=len(self.streams), device_index=0, device_type=1,
+        )  # fmt: skip
 
     def current_stream(self, device=None):
         return SimpleNamespace(
