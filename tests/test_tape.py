@@ -167,14 +167,26 @@ def test_a_turn_that_fails_leaves_no_lock(cuda, monkeypatch) -> None:
     def lost(*error) -> None:
         raise RuntimeError("the device is lost")
 
-    deck.turn._stream = SimpleNamespace(__enter__=lost, __exit__=lost)
+    def first(*way) -> None:
+        if not entered:
+            entered.append(way)
+        else:
+            lost()
+
+    entered: list[object] = []
+    monkeypatch.setattr(torch._C, "_cuda_getCurrentStream", lost, raising=False)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="lost"), deck.turn:
             pass
-    deck.turn._stream = SimpleNamespace(__enter__=lambda: None, __exit__=lost)
+    monkeypatch.setattr(
+        torch._C, "_cuda_getCurrentStream", lambda device: (0, 0, 1), raising=False
+    )
+    monkeypatch.setattr(torch._C, "_cuda_setStream", first, raising=False)
     for _ in range(2):
+        entered.clear()
         with pytest.raises(RuntimeError, match="lost"), deck.turn:
             pass
+        assert entered == [(1, 0, 1)]
 
 
 def test_memory_goes_back_though_the_device_is_lost(cuda, monkeypatch) -> None:
