@@ -14,8 +14,9 @@ machine hits them all. Reported: medians and spread, CPU seconds of the loading 
 (the servers are others), requests and connections. Only hotset checks a digest. It
 loads as a server does after some loads: by its porter, whose CPU seconds count.
 
-Two references are no libraries: `memcpy`, the file's bytes into memory touched before,
-and `single stream`, one GET read into such memory by Python's http.client.
+References are no libraries: `memcpy`, the file's bytes into memory touched before;
+`pread`, and `single stream`, one GET, into such memory by Python; and both with BLAKE3
+behind them, which is the least that somebody costs who looks at the bytes.
 """
 
 import argparse

@@ -7,7 +7,8 @@ in a ring that is used again.
 References are no libraries. All of them write to memory that has been touched before:
 `memcpy` copies the file's bytes from memory; `pread` reads them from the page cache,
 and `pread + BLAKE3` hashes each half megabyte after it, in one thread: the least that
-somebody costs who looks at the bytes; `single stream` is one GET, read by http.client.
+somebody costs who looks at the bytes; `single stream` is one GET, read by http.client,
+and the same with BLAKE3 after each megabyte.
 Nobody but hotset verifies a digest.
 """
 
@@ -43,7 +44,8 @@ CPU = torch.device("cpu")
 CAPACITY = 4 << 30
 HOTSET, MEMCPY, SINGLE = "hotset", "memcpy", "single stream"
 PREAD, HASHED = "pread", "pread + BLAKE3"
-REFERENCES = (MEMCPY, PREAD, HASHED, SINGLE)
+CHECKED = "single stream + BLAKE3"
+REFERENCES = (MEMCPY, PREAD, HASHED, SINGLE, CHECKED)
 STEP = 512 << 10
 """Bytes that are hashed while they are still in the core's own cache."""
 
@@ -169,7 +171,8 @@ def s3_loaders(store: str) -> dict[str, Callable[[], Load]]:
     """From S3, as AWS_ENDPOINT_URL and its kin say."""
     return {
         HOTSET: lambda: Hotset(store),
-        SINGLE: lambda: _single_stream(store),
+        SINGLE: lambda: _single_stream(store, hashed=False),
+        CHECKED: lambda: _single_stream(store, hashed=True),
         "Run:ai model streamer": lambda: _runai(
             lambda target: f"s3://{BUCKET}/{target.key}"
         ),
@@ -295,7 +298,7 @@ def _boto3() -> Load:
     return load
 
 
-def _single_stream(store: str) -> Load:
+def _single_stream(store: str, hashed: bool) -> Load:
     signer = obstore.store.from_url(store, client_options={"allow_http": True})
     assert isinstance(signer, obstore.store.S3Store)
     pool = Pool()
@@ -306,10 +309,13 @@ def _single_stream(store: str) -> Load:
         signed = urlsplit(obstore.sign(signer, "GET", target.key, timedelta(minutes=5)))
         connection.request("GET", f"{signed.path}?{signed.query}")
         answer = connection.getresponse()
-        view = pool.take(target.nbytes).data
+        view, digest = pool.take(target.nbytes).data, blake3()
         at = 0
         while count := answer.readinto(view[at : at + (1 << 20)]):
+            if hashed:
+                digest.update(view[at : at + count])
             at += count
+        digest.digest()
         if answer.status != http.client.OK or at != target.nbytes:
             raise ConnectionError(f"status {answer.status}, {at} bytes")
         answer.close()

@@ -9,7 +9,7 @@ from statistics import median
 
 from rich.table import Table
 
-from bench.load_peers import HASHED, HOTSET, MEMCPY, PREAD, REFERENCES, SINGLE
+from bench.load_peers import CHECKED, HASHED, HOTSET, MEMCPY, PREAD, REFERENCES, SINGLE
 from bench.result import Figure, console, rounded, versions
 
 LOCAL, NEAR, FAR = "page cache", "s3", "s3 far"
@@ -146,6 +146,10 @@ def bounds(results: Results, ratio: Callable[..., None]) -> None:
         ratio(f"bound_pread_{size}mb_to_{names[size]}", read, yard)
         ratio(f"bound_pread_and_hash_{size}mb_to_{names[size]}", hashed, yard)
         ratio(f"local_{size}mb_to_pread_and_hash", ours[size], hashed)
+    near = results.time(NEAR, 200, CHECKED)
+    ratio("bound_checked_stream_s3_200mb_to_single_stream", near,
+          results.time(NEAR, 200, SINGLE))  # fmt: skip
+    ratio("s3_200mb_to_checked_stream", results.time(NEAR, 200, HOTSET), near)
     ratio("bound_single_stream_far_4mb_to_best_library",
           results.time(FAR, 4, SINGLE), results.best(FAR, 4))  # fmt: skip
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from bench.families import SERVEGEN, Fleet, servegen, zipf
+from bench.prefetch_plot import draw
 from bench.result import Figure, console, finish, parser
 from bench.storm import QUICK_WIDTHS, Plan, packed
 from bench.traffic import request
@@ -229,11 +230,16 @@ def figures(
         )
         told[f"{name}_with_more_host"] = Figure(one["host"], "x")
         told[f"{name}_useful"] = Figure(one["useful"], "", None, "higher")
-    means = {kind: 1e3 * sum(waits) / len(waits) for kind, waits in engine.items()}
+    means = mean_ms(engine)
     told["cold_wait_without"] = Figure(means["without"], "ms")
     told["cold_wait_with"] = Figure(means["with"], "ms")
     told["cold_wait_ratio"] = Figure(means["with"] / means["without"], "x", 0.8)
     return told
+
+
+def mean_ms(engine: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Mean cold waits, without and with."""
+    return {kind: 1e3 * sum(waits) / len(waits) for kind, waits in engine.items()}
 
 
 def read_options() -> argparse.Namespace:
@@ -249,7 +255,10 @@ def main() -> None:
         traces = on_traces(options.quick, progress)
         engine = on_an_engine(Path(name), options.quick, progress)
     details = {"device": DEVICE, "host": HOST, "more": MORE, "traces": traces}
-    finish("prefetch", options, figures(traces, engine), details)
+    finish(
+        "prefetch", options, figures(traces, engine), details,
+        lambda path: draw(traces, mean_ms(engine), path),
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
