@@ -32,7 +32,7 @@ def draw(
         "requests that wait for the store, some memory more (less is better)"
     )
     left.set_ylabel("to without it")
-    left.legend(frameon=False)
+    left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2)
     right.bar(list(waits), list(waits.values()), 0.6, color=["#9a9a9a", "#c1272d"])
     right.set_title("pipelines on an engine")
     right.set_ylabel("mean cold wait, ms")
