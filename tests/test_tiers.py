@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -468,6 +469,46 @@ async def test_all_models_together_are_bounded(bench) -> None:
     bench.store.part = watched
     await asyncio.gather(*(bench.load(f"m{index}") for index in range(40)))
     assert most == ranges.PARALLEL_ALL
+
+
+class Silent:
+    """A store that is asked and does not answer; `asked`: the ranges."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    async def part(self, path, start, end, etag):
+        self.asked.append((start, end))
+        await asyncio.Event().wait()
+
+
+async def test_a_near_store_is_asked_for_fewer_ranges() -> None:
+    """Near is whose quickest answers begin at once, however slow the others are."""
+    size = 200 << 20
+    digests = tuple(bytes(32) for _ in range(25))
+    weights = SimpleNamespace(
+        name="w", size=size, identity="x", chunks=SimpleNamespace(digests=digests)
+    )
+    spec = SimpleNamespace(name="m", directory="m/1", weights=weights)
+    store = Silent()
+    reader = ranges.Ranges(store)
+
+    async def asked() -> list[tuple[int, int]]:
+        store.asked.clear()
+        async with reader.reading(spec):
+            await asyncio.sleep(0)
+            return sorted(store.asked)
+
+    far, mib = await asked(), 1 << 20
+    assert len(far) == 7
+    reader._began(ranges.NEAR_S / 5)
+    for _ in range(10):
+        reader._began(ranges.NEAR_S * 2)  # the others, beside it
+    near = await asked()
+    assert near == [(0, 72 * mib), (72 * mib, 144 * mib), (144 * mib, size)]
+    for _ in range(100):
+        reader._began(ranges.NEAR_S * 4)
+    assert await asked() == far
 
 
 @pytest.mark.parametrize("chunks", [False, True])
