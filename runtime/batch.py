@@ -87,8 +87,9 @@ class Batcher:
         at_once = not (self._company.expected or self._delay or self._lines)
         if at_once:
             self._company.alone()
-            if self._ways.is_short(model, asked):
-                return self._here(model, asked)
+            ended = self._ways.here(model, asked)
+            if ended is not None:
+                return self._told(model, asked, ended)
         job = Job(model, asked, deadline, now, self._loop.create_future())
         self._lines.put(job, now + self._delay)
         if at_once:
@@ -111,9 +112,8 @@ class Batcher:
             if job.alarm is not None:
                 job.alarm.cancel()
 
-    def _here(self, model: Model, asked: Fitted) -> list[Part]:
-        """Run a call that is known to be short on the event loop itself."""
-        ended = self._ways.here(model, asked)
+    def _told(self, model: Model, asked: Fitted, ended: Ended) -> list[Part]:
+        """What became of a request that ran at once."""
         self._witness(model, (0.0,), asked.rows, ended.seconds)
         (outcome,) = ended.outcomes
         if isinstance(outcome, Exception):

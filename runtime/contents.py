@@ -197,6 +197,19 @@ def joined(pieces: Sequence[Piece]) -> torch.Tensor:
     return tensor_of(Piece(datatype, (rows, *shape[1:]), data))
 
 
+def split(whole: Sequence[Part], rows: Sequence[int]) -> list[list[Part]]:
+    """Each request's share of the outputs: views, and no tensor is made for one."""
+    for part in whole:
+        if part.array.shape[0] != sum(rows):
+            raise ValueError("an output without a row for each of the inputs'")
+    shares, at = [], 0
+    for count in rows:
+        end = at + count
+        shares.append([Part(datatype, array[at:end]) for datatype, array in whole])
+        at = end
+    return shares
+
+
 def from_values(datatype: str, shape: tuple[int, ...], values: Values) -> Piece | None:
     """The piece of these values in row-major order; None if one does not fit.
 

@@ -153,7 +153,7 @@ class Cross:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
-def _filled(
+def filled(
     shape: Sequence[int], dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
     """Numbers that no function makes infinite; indices that every table has."""
@@ -171,7 +171,7 @@ def trial(
         nbytes = sum(_nbytes(w.shape, w.dtype) for w in graph.weights)
         if nbytes * TRIED > TRIAL_BYTES:
             return Verdict(basis)
-        weights = [_filled((TRIED, *w.shape), w.dtype, device) for w in graph.weights]
+        weights = [filled((TRIED, *w.shape), w.dtype, device) for w in graph.weights]
         models = [tuple([w[index] for w in weights]) for index in range(TRIED)]
         blocks = [torch.zeros(nbytes, dtype=torch.uint8, device=device)] * TRIED
         stack = [torch.stack([given] * TRIED) for given in inputs]

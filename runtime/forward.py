@@ -21,7 +21,7 @@ from loader.errors import DeviceFull, DeviceLost
 from loader.graph import Forward
 from loader.load import Model
 from runtime.conformance import Fitted
-from runtime.contents import Part, joined, part_of, tensor_of
+from runtime.contents import Part, joined, part_of, split, tensor_of
 from runtime.recorded import Recording
 
 LOST = (torch.AcceleratorError, DeviceLost)
@@ -128,19 +128,6 @@ def _together(model: Model, batch: Sequence[Fitted]) -> list[list[Part]]:
         return split(whole, [asked.rows for asked in batch])
     except Exception:  # noqa: BLE001 - tried one by one, and then told to each
         return []
-
-
-def split(whole: Sequence[Part], rows: Sequence[int]) -> list[list[Part]]:
-    """Each request's share of the outputs: views, and no tensor is made for one."""
-    for part in whole:
-        if part.array.shape[0] != sum(rows):
-            raise ValueError("an output without a row for each of the inputs'")
-    shares, at = [], 0
-    for count in rows:
-        end = at + count
-        shares.append([Part(datatype, array[at:end]) for datatype, array in whole])
-        at = end
-    return shares
 
 
 def _call(model: Model, inputs: tuple[torch.Tensor, ...]) -> list[Part]:

@@ -25,7 +25,7 @@ from loader.model import Model
 from loader.tape import Deck, Tape
 from loader.weights import bind
 from runtime.conformance import Fitted
-from runtime.contents import Array, Part, array_of, part_of
+from runtime.contents import Array, Part, array_of, part_of, split
 from runtime.example import Terms
 
 ALIGNED = 256
@@ -178,14 +178,7 @@ class Recording:
             return [[Part(made.datatype, made.array.copy()) for made in self._made]]
         rows = sum([asked.rows for asked in batch])
         whole = [Part(made.datatype, made.array[:rows].copy()) for made in self._made]
-        if len(batch) == 1:
-            return [whole]
-        shares, at = [], 0
-        for asked in batch:
-            end = at + asked.rows
-            shares.append([Part(kind, array[at:end]) for kind, array in whole])
-            at = end
-        return shares
+        return [whole] if len(batch) == 1 else split(whole, [a.rows for a in batch])
 
 
 def _put(to: Array, given: Array, datatype: str) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from loader.model import Model
 from loader.tape import Deck
-from runtime.cross import least
+from runtime.cross import filled, least
 from runtime.example import Terms
 from runtime.recorded import Recording, Slot, Unrecordable
 
@@ -38,10 +38,7 @@ def new_slot(model: Model, deck: Deck) -> Slot:
     every table has. In the thread."""
     slot = Slot(model, deck)
     for weight in slot.weights:
-        if weight.dtype.is_floating_point:
-            weight.copy_(torch.rand(weight.shape, device=slot.device) * 0.1)
-        else:
-            weight.zero_()
+        weight.copy_(filled(weight.shape, weight.dtype, slot.device))
     return slot
 
 

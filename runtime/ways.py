@@ -42,22 +42,20 @@ class Ways:
 
     # -- a request that is alone ------------------------------------------------------
 
-    def is_short(self, model: Model, asked: Fitted) -> bool:
-        """True if `here` may run it."""
-        if self._lanes.inline:
-            return self._pace.is_short(model.graph.digest, asked.signature, asked.rows)
-        return self._at_hand(self._recorded(model, asked, asked.rows), INLINE_S)
-
-    def here(self, model: Model, asked: Fitted) -> Ended:
-        """Run it on the event loop; it is short."""
-        recording = self._recorded(model, asked, asked.rows)
-        if recording is not None:
+    def here(self, model: Model, asked: Fitted) -> Ended | None:
+        """Run it on the event loop, if it is known to be short; else None."""
+        shape = model.graph.digest, asked.signature, asked.rows
+        if not self._lanes.inline:
+            recording = self._recorded(model, asked, asked.rows)
+            if recording is None or not self._at_hand(recording, INLINE_S):
+                return None
             return self._lanes.run_here(played, recording, model, (asked,))
+        if not self._pace.is_short(*shape):
+            return None
         # Not the loop's clock: uvloop's has milliseconds, and stands still meanwhile.
         began, busy = time.perf_counter(), time.thread_time()
         outcome = self._lanes.run_here(alone, model, asked)
         busy, seconds = time.thread_time() - busy, time.perf_counter() - began
-        shape = model.graph.digest, asked.signature, asked.rows
         self._pace.told(*shape, busy, seconds)
         return Ended([outcome], seconds, busy)
 

@@ -170,7 +170,7 @@ async def test_a_trial_that_cannot_begin_costs_nobody_an_answer(
     def refused(*of):
         raise RuntimeError("cannot be made")
 
-    monkeypatch.setattr(runtime.cross, "_filled", refused)
+    monkeypatch.setattr(runtime.cross, "filled", refused)
     for _ in range(2):
         runs = [bench.batcher.run(m, asked(m, x)) for m in models]
         assert len(await asyncio.wait_for(asyncio.gather(*runs), 5)) == LEAST

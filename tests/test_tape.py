@@ -204,8 +204,12 @@ def test_memory_goes_back_though_the_device_is_lost(cuda, monkeypatch) -> None:
 def test_a_lost_device_is_no_error_of_who_gives_its_memory_back(monkeypatch) -> None:
     """It would be the process' end, in place of exit code 70."""
 
+    asked = []
+
     def lost() -> None:
+        asked.append(True)
         raise torch.AcceleratorError("planted")
 
     monkeypatch.setattr(torch.cuda, "empty_cache", lost)
     CudaMemory(DEVICE).gave_back()
+    assert asked == [True]
