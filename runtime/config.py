@@ -155,8 +155,8 @@ class Settings(BaseSettings):
         ge=1,
         le=256,
         title="COUNT",
-        description="Loads at a time; on a GPU each takes 16 MiB of locked host "
-        "memory. Default: 4.",
+        description="Loads at a time. On a GPU as many threads, or eight on large "
+        "machines, have 16 MiB of locked host memory each. Default: 4.",
     )
     loader: Literal["auto", "threads", "process"] = Field(
         "auto",
