@@ -41,12 +41,14 @@ from bench.peers.diy import diy
 from bench.peers.ray import ray
 from bench.peers.running import why_not
 from bench.result import console, finish, parser
+from bench.strangers import add_option, strangers
 
 EPILOG = """examples:
   python -m bench.fleet --quick
   python -m bench.fleet                                about 5 minutes
   python -m bench.fleet --only hotset-envoy,diy --rounds 9
   python -m bench.fleet --room 80 --requests 10000
+  python -m bench.fleet --only hotset-envoy,diy --strangers 2 --tag strangers
   python -m bench.fleet --device cuda:0 --tag h100     on a GPU, without ray
 
 Run it when nothing else runs; `others` in the JSON is what the rest took."""
@@ -122,6 +124,7 @@ def read_options() -> argparse.Namespace:
                       help="of the streams. Default: 0")  # fmt: skip
     made.add_argument("--device", default="cpu", metavar="D",
                       help="of all but ray: cpu or cuda:N. Default: cpu")  # fmt: skip
+    add_option(made)
     options = made.parse_args()
     names = [contender.name for contender in contenders(1)]
     on_gpu = [name for name in names if name != "ray"]
@@ -144,7 +147,11 @@ def measure(
     options: argparse.Namespace, results: Results, chosen: Sequence[Contender]
 ) -> None:
     """Make the fleet, then the whole course."""
-    with tempfile.TemporaryDirectory() as folder, Progress(console=console) as progress:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(console=console) as progress,
+        strangers(options.strangers),
+    ):
         bar = progress.add_task("making models", total=options.models)
         fleet = make(
             Path(folder),

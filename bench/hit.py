@@ -43,6 +43,7 @@ from bench.peers.contender import Contender
 from bench.peers.kserve import KSERVE
 from bench.peers.running import can_pin, why_not
 from bench.result import console, finish, parser
+from bench.strangers import add_option, strangers
 
 EPILOG = """examples:
   python -m bench.hit --quick
@@ -52,6 +53,7 @@ EPILOG = """examples:
   python -m bench.hit --device cuda:0 --only hotset-envoy,hotset-envoy-4,grpc-aio \\
       --connections 32 --tag h100                          on a GPU
   python -m bench.hit --server-cores 0 --client-cores 1    one core for each server
+  python -m bench.hit --strangers 2 --tag strangers        beside others who want both
 
 Run it when nothing else runs. `others` in the JSON is what the rest of the machine
 took."""
@@ -129,6 +131,7 @@ def read_options() -> argparse.Namespace:
                       "Default: free on all")  # fmt: skip
     made.add_argument("--client-cores", default="", metavar="LIST",
                       help="pin the client there. Default: free on all")  # fmt: skip
+    add_option(made)
     return _checked(made, made.parse_args())
 
 
@@ -167,7 +170,11 @@ def main() -> None:
     found = able(everybody, options.names, options.quick, results)
     if any(each.everywhere for each in found) and not loopback.inside():
         loopback.enter("bench.hit", sys.argv[1:])
-    with tempfile.TemporaryDirectory() as folder, Progress(console=console) as progress:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Progress(console=console) as progress,
+        strangers(options.strangers),
+    ):
         Course(options, results, progress).run(Path(folder), found)
     hit_results.show(results)
     finish(

@@ -17,11 +17,15 @@ from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar, TypeVarTuple, Unpack
 
+from loader import slices
+
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
 NICE = 10
+SLICE_S = 0.03
+"""Most models of a few megabytes are read and hashed in one such slice."""
 
 
 def stand_back() -> None:
@@ -29,19 +33,22 @@ def stand_back() -> None:
 
     On Linux a thread has a priority and a way of being scheduled of its own. A thread
     of SCHED_BATCH does not push aside the one that has just woken it, which is the
-    event loop, often in the middle of an answer. Neither helps against the
-    interpreter's lock (runtime/loading.py does), and a lower rank than this would hurt:
-    a thread that is put aside while it has that lock keeps everybody waiting. What
-    loads cost a resident model is measured by bench/storm.py.
+    event loop, often in the middle of an answer. It comes seldom, then, and so it may
+    stay for longer: beside strangers who keep all cores busy, each turn waits for
+    theirs, and a load of many short turns took ten times as long as one of few.
+    Neither helps against the interpreter's lock (runtime/loading.py does), and a lower
+    rank than this would hurt: a thread that is put aside while it has that lock keeps
+    everybody waiting. What loads cost a resident model is measured by bench/storm.py.
     """
     if sys.platform == "linux":
-        # A sandbox may refuse either: then they load at the rank they have.
+        # A sandbox may refuse any of it: then they load at the rank they have.
         with contextlib.suppress(OSError):
             me = threading.get_native_id()
             rank = max(NICE, os.getpriority(os.PRIO_PROCESS, me))
             os.setpriority(os.PRIO_PROCESS, me, rank)
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        if not slices.ask_for(SLICE_S, os.SCHED_BATCH):
+            with contextlib.suppress(OSError):
+                os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 async def to_its_end(

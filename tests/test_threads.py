@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from loader import slices
 from loader.threads import NICE, stand_back
 
 
@@ -28,5 +29,6 @@ def test_a_sandbox_that_refuses_ranks_does_not_stop_a_thread(monkeypatch) -> Non
 
     monkeypatch.setattr(os, "setpriority", refused)
     monkeypatch.setattr(os, "sched_setscheduler", refused)
+    monkeypatch.setattr(slices, "ask_for", lambda *_: False)
     with ThreadPoolExecutor(1, initializer=stand_back) as threads:
         assert threads.submit(lambda: 7).result() == 7
