@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from loader import arena as arena_module
 from loader.arena import GRANULE, ONE_SLAB, Arena, Slab, rounded
 from loader.compaction import plan
-from loader.memory import HostMemory
+from loader.memory import SHED, HostMemory
 from loader.shared import SharedMemory
 from loader.slabs import Slabs
 
@@ -410,3 +410,16 @@ def test_shedding_takes_no_byte_of_a_neighbour(kind) -> None:
     slab.fill_(7)
     memory.shed(slab[: 8 * mmap.PAGESIZE])
     assert not bool(slab[: 8 * mmap.PAGESIZE].any()), "nothing was given back"
+
+
+@pytest.mark.parametrize("kind", [HostMemory, SharedMemory])
+def test_what_is_more_than_is_given_back_at_a_time_goes_whole(kind) -> None:
+    memory, page = kind(), mmap.PAGESIZE
+    size = 2 * SHED + 3 * page
+    slab = memory.slab(size + 4 * page)
+    slab.fill_(7)
+    memory.shed(slab[page + 1 : page + 1 + size])
+    first, last = 2 * page, page + 1 + size - (1 + size) % page
+    assert not bool(slab[first:last].any())
+    assert bool((slab[:first] == 7).all())
+    assert bool((slab[last:] == 7).all())
