@@ -31,6 +31,8 @@ from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
 
+HALT_POLL = "/sys/module/haltpoll/parameters/guest_halt_poll_ns"
+
 PACKAGES = ("hotset", "torch", "grpcio", "protobuf", "numpy", "obstore", "uvloop")
 
 console = Console(stderr=True)
@@ -183,6 +185,7 @@ def machine(device: str = "cpu") -> dict[str, object]:
         "memory": _field("/proc/meminfo", "MemTotal"),
         "system": f"{platform.system()} {platform.release()}",
         "load_average": [round(load, 2) for load in os.getloadavg()],
+        "halt_poll_us": _halt_poll_us(),
         "device": device,
     }
     if device.startswith("cuda"):
@@ -190,6 +193,15 @@ def machine(device: str = "cpu") -> dict[str, object]:
 
         found["gpu"] = torch.cuda.get_device_name(torch.device(device))
     return found
+
+
+def _halt_poll_us() -> float | None:
+    """How long an idle core of a virtual machine looks for work before it sleeps, which
+    may be hard to wake from; None where nothing says so, as on a machine of metal."""
+    try:
+        return int(Path(HALT_POLL).read_text()) / 1000
+    except (OSError, ValueError):
+        return None
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:

@@ -115,11 +115,14 @@ class Room(Generic[M]):
 
     def look_again(self, now: float, waiting: bool) -> float | None:
         """When time alone will change an answer; None if it will not."""
+        waiting = waiting and self.spiral.turning
+        if not (self.idle_ttl or waiting):  # asked at every change: no look at all then
+            return None
         times = []
         for life in self.may_leave():
             if self.idle_ttl:
                 times.append(self._idle_until(life))
-            if waiting and self.spiral.turning:
+            if waiting:
                 times.append(self.spiral.stays_until(life.since, life.load_s))
         return min((when for when in times if when > now), default=None)
 

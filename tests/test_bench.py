@@ -1,5 +1,6 @@
 """The benchmarks run, say what they are, and end in a line that programs can read."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -7,12 +8,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench import compile as compile_bench
-from bench import cross, floor, micro, minilm, vram, zipf
+from bench import cross, floor, micro, minilm, result, vram, zipf
 from bench.client import quantile
 from bench.result import Figure, command, finish, line, parser, rounded
+from bench.strangers import strangers
 from bench.traffic import Stored, shares
 from bench.traffic import zipf as zipf_stream
 
@@ -111,6 +114,46 @@ def test_a_result_says_where_and_with_what(tmp_path, capsys) -> None:
     assert {"date", "command", "commit"} <= set(said)
     assert drawn == [tmp_path / "some-here.png"]
     assert capsys.readouterr().out.startswith("RESULT ")
+
+
+@pytest.mark.parametrize(
+    ("said", "means"), [("200000\n", 200.0), ("0\n", 0.0), ("", None)]
+)
+def test_a_result_says_whether_idle_cores_look_before_they_sleep(
+    tmp_path, monkeypatch, said, means
+) -> None:
+    (tmp_path / "ns").write_text(said)
+    monkeypatch.setattr(result, "HALT_POLL", str(tmp_path / "ns"))
+    assert result.machine()["halt_poll_us"] == means
+    monkeypatch.setattr(result, "HALT_POLL", str(tmp_path / "none"))
+    assert result.machine()["halt_poll_us"] is None
+
+
+def test_strangers_end_with_the_block_and_with_the_bench() -> None:
+    me = psutil.Process()
+    before = {child.pid for child in me.children()}
+    with strangers(2):
+        there = [child for child in me.children() if child.pid not in before]
+        assert len(there) == 2
+    assert not any(each.is_running() for each in there)
+    script = """
+import os
+import psutil
+from bench.strangers import strangers
+strangers(1).__enter__()
+print(psutil.Process().children()[0].pid, flush=True)
+os._exit(0)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    pid = int(ended.stdout)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(pid).wait(30)  # TimeoutExpired: it would do sums for ever
 
 
 def test_a_quick_run_leaves_no_files(monkeypatch, tmp_path) -> None:
