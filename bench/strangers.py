@@ -5,15 +5,15 @@ not: measure, or outlive the bench, however that ends.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 SUMS = """
-import os
-bench = os.getppid()
-while os.getppid() == bench:
+import os, sys
+while os.getppid() == int(sys.argv[1]):
     for _ in range(100_000):
         pass
 """
@@ -34,7 +34,9 @@ def add_option(made: argparse.ArgumentParser) -> None:
 @contextmanager
 def strangers(count: int) -> Iterator[None]:
     """So many, until the block ends."""
-    there = [subprocess.Popen([sys.executable, "-S", "-c", SUMS]) for _ in range(count)]
+    # Who its parent is has to be told: by the time it looks, that may be gone.
+    command = [sys.executable, "-S", "-c", SUMS, str(os.getpid())]
+    there = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
     try:
         yield
     finally:

@@ -135,12 +135,15 @@ def test_strangers_end_with_the_block_and_with_the_bench() -> None:
     with strangers(2):
         there = [child for child in me.children() if child.pid not in before]
         assert len(there) == 2
+        while any(each.cpu_times().user < 0.05 for each in there):
+            assert all(each.is_running() for each in there), "they do sums, and stay"
     assert not any(each.is_running() for each in there)
     script = """
 import os
 import psutil
 from bench.strangers import strangers
-strangers(1).__enter__()
+held = strangers(1)
+held.__enter__()
 print(psutil.Process().children()[0].pid, flush=True)
 os._exit(0)
 """
