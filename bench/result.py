@@ -32,6 +32,7 @@ from rich.table import Table
 RESULTS = Path(__file__).parent / "results"
 
 HALT_POLL = "/sys/module/haltpoll/parameters/guest_halt_poll_ns"
+GOVERNOR = "/sys/devices/system/cpu/cpuidle/current_governor"
 
 PACKAGES = ("hotset", "torch", "grpcio", "protobuf", "numpy", "obstore", "uvloop")
 
@@ -197,8 +198,10 @@ def machine(device: str = "cpu") -> dict[str, object]:
 
 def _halt_poll_us() -> float | None:
     """How long an idle core of a virtual machine looks for work before it sleeps, which
-    may be hard to wake from; None where nothing says so, as on a machine of metal."""
+    may be hard to wake from; None where another governor says, as on metal."""
     try:
+        if Path(GOVERNOR).read_text().strip() != "haltpoll":
+            return None
         return int(Path(HALT_POLL).read_text()) / 1000
     except (OSError, ValueError):
         return None

@@ -23,7 +23,7 @@ def add_option(made: argparse.ArgumentParser) -> None:
     """`--strangers N`."""
     made.add_argument(
         "--strangers",
-        type=int,
+        type=_count,
         default=0,
         metavar="N",
         help="processes that want a core each meanwhile, as other pods of a node may. "
@@ -36,11 +36,24 @@ def strangers(count: int) -> Iterator[None]:
     """So many, until the block ends."""
     # Who its parent is has to be told: by the time it looks, that may be gone.
     command = [sys.executable, "-S", "-c", SUMS, str(os.getpid())]
-    there = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(count)]
+    there: list[subprocess.Popen[bytes]] = []
     try:
+        for _ in range(count):
+            # Ctrl-C is for the bench, which then ends them.
+            started = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, start_new_session=True
+            )
+            there.append(started)
         yield
     finally:
         for each in there:
             each.kill()
         for each in there:
             each.wait()
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise argparse.ArgumentTypeError("0 or more")
+    return count

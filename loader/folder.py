@@ -45,7 +45,7 @@ class LocalFile:
         self.etag = f"{seen.st_ino:x}-{seen.st_mtime_ns:x}-{seen.st_size:x}"
 
     def read(self, at: int, nbytes: int) -> bytes:
-        """What there is of that range. Raises OSError."""
+        """What there was of that range at `open`, and still is. Raises OSError."""
         left = min(nbytes, max(0, self.size - at))
         parts = []
         while left:

@@ -50,9 +50,13 @@ class DeviceMemory(Protocol):
 
 
 SHED = 1 << 19
-"""Bytes of pages that are given back at a time. Where the kernel is not interrupted
-(PREEMPT_NONE, a usual choice for servers) nobody else has the core meanwhile: 12 MB of
-small pages took 15 ms."""
+"""Bytes of small pages that are given back at a time. Where the kernel is not
+interrupted (PREEMPT_NONE, a usual choice for servers) nobody else has the core
+meanwhile: 12 MB of them took 15 ms."""
+
+HUGE = 2 << 20
+"""The same of huge pages: less than a whole one would split it, and who touches it next
+would do so 512 times (14 ms for 16 MiB instead of 1.3)."""
 
 
 class HostMemory:
@@ -76,7 +80,7 @@ class HostMemory:
         Both ends are cut to pages by us: madvise itself would round the length *up*,
         and zero the beginning of the model that lies behind.
         """
-        _advise(unused, mmap.MADV_DONTNEED)
+        _advise(unused, mmap.MADV_DONTNEED, HUGE)
 
     def gave_back(self) -> None:
         """See DeviceMemory. The mapping went with its last tensor."""
@@ -140,16 +144,17 @@ class CudaMemory:
 
 def shed_shared(unused: torch.Tensor) -> None:
     """As HostMemory.shed, of a file in memory: it has less from then on, for all."""
-    _advise(unused, mmap.MADV_REMOVE)
+    _advise(unused, mmap.MADV_REMOVE, SHED)
 
 
-def _advise(unused: torch.Tensor, advice: int) -> None:
+def _advise(unused: torch.Tensor, advice: int, step: int) -> None:
+    """Its whole pages, cut where addresses are multiples of `step`."""
     page, start = mmap.PAGESIZE, unused.data_ptr()
     first, last = -(-start // page) * page, (start + unused.numel()) // page * page
     while first < last:
-        size = min(last - first, SHED)
-        _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), advice)
-        first += size
+        end = min(last, first - first % step + step)
+        _libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(end - first), advice)
+        first = end
 
 
 def memory_on(device: torch.device) -> DeviceMemory:

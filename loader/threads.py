@@ -35,7 +35,7 @@ def stand_back() -> None:
     of SCHED_BATCH does not push aside the one that has just woken it, which is the
     event loop, often in the middle of an answer. It comes seldom, then, and so it may
     stay for longer: beside strangers who keep all cores busy, each turn waits for
-    theirs, and a load of many short turns took ten times as long as one of few.
+    theirs, and the slowest loads took five times as long.
     Neither helps against the interpreter's lock (runtime/loading.py does), and a lower
     rank than this would hurt: a thread that is put aside while it has that lock keeps
     everybody waiting. What loads cost a resident model is measured by bench/storm.py.

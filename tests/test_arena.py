@@ -3,7 +3,9 @@
 import asyncio
 import itertools
 import mmap
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from loader import arena as arena_module
 from loader.arena import GRANULE, ONE_SLAB, Arena, Slab, rounded
 from loader.compaction import plan
-from loader.memory import SHED, HostMemory
+from loader.memory import HUGE, SHED, HostMemory
 from loader.shared import SharedMemory
 from loader.slabs import Slabs
 
@@ -423,3 +425,22 @@ def test_what_is_more_than_is_given_back_at_a_time_goes_whole(kind) -> None:
     assert not bool(slab[first:last].any())
     assert bool((slab[:first] == 7).all())
     assert bool((slab[last:] == 7).all())
+
+
+def huge_bytes() -> int:
+    """Of this process, in huge pages."""
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return next(int(v.split()[1]) for v in lines if v.startswith("AnonHuge")) << 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nobody says so elsewhere")
+def test_what_is_touched_again_is_touched_in_huge_pages_again() -> None:
+    before = huge_bytes()
+    memory = HostMemory()
+    slab = memory.slab(16 * HUGE)
+    slab.fill_(7)
+    if huge_bytes() - before < 15 * HUGE:
+        pytest.skip("no huge pages are to be had here")
+    memory.shed(slab)
+    slab.fill_(7)
+    assert huge_bytes() - before >= 13 * HUGE

@@ -18,9 +18,10 @@ import numpy as np
 import psutil
 import pytest
 
+from loader import slices
 from protos import open_inference_pb2_grpc as rpc
 from runtime.config import Settings
-from runtime.envoy import launch
+from runtime.envoy import launch, rank
 from runtime.envoy.admin import Admin
 from runtime.envoy.bootstrap import bootstrap, ours
 from runtime.envoy.run import PYTHON, VARIABLE, Run, hand_over, taken_over
@@ -28,6 +29,7 @@ from runtime.envoy.stage import DESERTED
 from tests import tiny_models
 from tests.envoy_process import EnvoyProcess
 from tests.server_process import ROOT, channel_to, request_for, serving, skip_without
+from tests.test_slices import needs_slices
 
 EDGE = ROOT / "docs" / "envoy" / "edge.yaml"
 ONES = np.ones((1, 4), np.float32).tobytes()
@@ -349,24 +351,34 @@ async def test_an_envoy_that_ends_by_itself_is_a_failure(
         assert list(temporary.iterdir()) == []
 
 
-def ranks_of(pid: int) -> dict[str, int]:
-    """How its threads are scheduled, by name and number."""
-    return {
-        f"{(task / 'comm').read_text().strip()}-{task.name}": os.sched_getscheduler(
-            int(task.name)
-        )
-        for task in Path(f"/proc/{pid}/task").iterdir()
-    }
+def threads_of(pid: int) -> dict[str, set[float]]:
+    """The slices of its threads, by their names."""
+    found: dict[str, set[float]] = {}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        name = (task / "comm").read_text().strip()
+        found.setdefault(name, set()).add(round(slices.given(int(task.name)), 6))
+    return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="threads have no rank elsewhere")
-async def test_threads_inside_envoy_may_push_strangers_aside(store, tmp_path):
-    """One of SCHED_BATCH may not, and waits for a stranger's turn to end six times a
-    request."""
+def worker_of(pid: int) -> int:
+    """One of Envoy's threads that read requests."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return next(int(t.name) for t in tasks if (t / "comm").read_text()[:3] == "wrk")
+
+
+@needs_slices
+async def test_envoys_threads_have_long_slices_and_the_loops_its_own(store, tmp_path):
     async with serving(str(store), tmp_path / "log", "--frontend", "envoy") as server:
-        ranks = ranks_of(server.process.pid)
-        assert any(name.startswith("wrk") for name in ranks)
-        assert set(ranks.values()) == {os.SCHED_OTHER}
+        threads = threads_of(server.process.pid)
+        workers = [threads[name] for name in threads if name.startswith("wrk")]
+        assert workers
+        assert all(slice_s == {rank.SLICE_S} for slice_s in workers)
+        # pyvoy's thread and the loop's have no names of their own.
+        assert {rank.SLICE_S, round(slices.given(), 6)} <= threads["envoy"]
+        # One of SCHED_BATCH pushes no stranger aside: it would wait for the end of a
+        # stranger's turn six times a request.
+        worker = worker_of(server.process.pid)
+        assert os.sched_getscheduler(worker) == os.SCHED_OTHER
 
 
 async def test_a_second_signal_ends_it_at_once(store, tmp_path):

@@ -69,6 +69,18 @@ async def test_a_part_that_nobody_takes_is_closed_with_its_last_reference(
     assert opened() == before
 
 
+async def test_a_file_that_grows_is_as_it_was_when_it_was_opened(
+    store: Store, tmp_path
+) -> None:
+    (tmp_path / "w").write_bytes(b"x" * 10)
+    part = await store.part("w", 0, 20)
+    with (tmp_path / "w").open("ab") as file:
+        file.write(b"y" * 10)
+    async with aclosing(part.pieces) as pieces:
+        assert b"".join([bytes(piece) async for piece in pieces]) == b"x" * 10
+    assert part.size == 10
+
+
 async def test_a_file_that_is_cut_while_it_is_read_gives_what_there_is(
     store: Store, tmp_path
 ) -> None:

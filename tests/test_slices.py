@@ -26,7 +26,8 @@ def gives_slices() -> bool:
 
 
 needs_slices = pytest.mark.skipif(
-    not gives_slices(), reason="this kernel gives no thread a slice of its own"
+    not gives_slices() or os.sched_getscheduler(0) != os.SCHED_OTHER,
+    reason="no thread has a slice of its own here, or the run has another rank",
 )
 
 
@@ -96,6 +97,18 @@ def test_envoys_threads_inherit_a_long_slice_and_the_loop_has_its_own():
     before, workers, loops = within_a_thread(became_envoy)
     assert workers == pytest.approx(rank.SLICE_S)
     assert before == loops != workers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads have no rank elsewhere")
+@pytest.mark.parametrize("refused", ["sched_getscheduler", "getpriority"])
+def test_a_sandbox_that_refuses_even_to_tell_stops_nothing(monkeypatch, refused):
+    def refuses(*args):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, refused, refuses)
+    assert not slices.ask_for(0.02)
+    rank.take_turns()
+    rank.push_ahead()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no rank elsewhere")

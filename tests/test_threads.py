@@ -27,8 +27,10 @@ def test_a_sandbox_that_refuses_ranks_does_not_stop_a_thread(monkeypatch) -> Non
     def refused(*args: object) -> None:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "setpriority", refused)
-    monkeypatch.setattr(os, "sched_setscheduler", refused)
-    monkeypatch.setattr(slices, "ask_for", lambda *_: False)
+    for call in ("getpriority", "setpriority"):
+        monkeypatch.setattr(os, call, refused)
+    for call in ("sched_getscheduler", "sched_setscheduler"):
+        monkeypatch.setattr(os, call, refused)
+    monkeypatch.setattr(slices, "_call", lambda *_: False)
     with ThreadPoolExecutor(1, initializer=stand_back) as threads:
         assert threads.submit(lambda: 7).result() == 7
