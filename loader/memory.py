@@ -17,6 +17,15 @@ from loader.pages import pages
 BOUNCE = 16 << 20
 """Bytes of a GPU that a move goes through, so that it may overlap itself."""
 
+SHED = 1 << 19
+"""Bytes of small pages that are given back at a time. Where the kernel is not
+interrupted (PREEMPT_NONE, a usual choice for servers) nobody else has the core
+meanwhile: 12 MB of them took 15 ms."""
+
+HUGE = 2 << 20
+"""The same of huge pages: less than a whole one would split it, and who touches it next
+would do so 512 times (14 ms for 16 MiB instead of 1.3)."""
+
 _libc = ctypes.CDLL(None)
 
 
@@ -47,16 +56,6 @@ class DeviceMemory(Protocol):
     def gave_back(self) -> None:
         """Slabs were dropped: let others have the memory."""
         ...
-
-
-SHED = 1 << 19
-"""Bytes of small pages that are given back at a time. Where the kernel is not
-interrupted (PREEMPT_NONE, a usual choice for servers) nobody else has the core
-meanwhile: 12 MB of them took 15 ms."""
-
-HUGE = 2 << 20
-"""The same of huge pages: less than a whole one would split it, and who touches it next
-would do so 512 times (14 ms for 16 MiB instead of 1.3)."""
 
 
 class HostMemory:

@@ -30,15 +30,13 @@ OWN = 0.0
 """The slice that the kernel gives everybody."""
 
 
-def ask_for(seconds: float, policy: int | None = None) -> bool:
-    """A slice of so many seconds (the kernel keeps it within 0.1 and 100 ms), or `OWN`;
-    and another policy, if one is given. Threads started from now on inherit it. False
-    if it was refused or cannot be asked for; then nothing has changed."""
+def ask_for(seconds: float, policy: int) -> bool:
+    """A slice of so many seconds (the kernel keeps it within 0.1 and 100 ms), or `OWN`,
+    under a policy, SCHED_OTHER or SCHED_BATCH. Threads started from now on inherit it.
+    False if it was refused or cannot be asked for; then nothing has changed."""
     if sys.platform != "linux" or _SET_GET is None:
         return False
     try:
-        if policy is None:
-            policy = os.sched_getscheduler(0)
         nice = os.getpriority(os.PRIO_PROCESS, 0)  # 0: this thread, not its process
     except OSError:  # a sandbox
         return False

@@ -351,34 +351,25 @@ async def test_an_envoy_that_ends_by_itself_is_a_failure(
         assert list(temporary.iterdir()) == []
 
 
-def threads_of(pid: int) -> dict[str, set[float]]:
-    """The slices of its threads, by their names."""
-    found: dict[str, set[float]] = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        name = (task / "comm").read_text().strip()
-        found.setdefault(name, set()).add(round(slices.given(int(task.name)), 6))
-    return found
-
-
-def worker_of(pid: int) -> int:
-    """One of Envoy's threads that read requests."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return next(int(t.name) for t in tasks if (t / "comm").read_text()[:3] == "wrk")
+def threads_of(pid: int, prefix: str) -> set[tuple[float, int]]:
+    """The slice and the policy of each of its threads that are called so."""
+    return {
+        (round(slices.given(int(task.name)), 6), os.sched_getscheduler(int(task.name)))
+        for task in Path(f"/proc/{pid}/task").iterdir()
+        if (task / "comm").read_text().startswith(prefix)
+    }
 
 
 @needs_slices
 async def test_envoys_threads_have_long_slices_and_the_loops_its_own(store, tmp_path):
+    """All of them SCHED_OTHER: one of SCHED_BATCH pushes no stranger aside, and would
+    wait for the end of a stranger's turn six times a request."""
+    long = rank.SLICE_S, os.SCHED_OTHER
+    usual = round(slices.given(), 6), os.SCHED_OTHER
     async with serving(str(store), tmp_path / "log", "--frontend", "envoy") as server:
-        threads = threads_of(server.process.pid)
-        workers = [threads[name] for name in threads if name.startswith("wrk")]
-        assert workers
-        assert all(slice_s == {rank.SLICE_S} for slice_s in workers)
+        assert threads_of(server.process.pid, "wrk") == {long}
         # pyvoy's thread and the loop's have no names of their own.
-        assert {rank.SLICE_S, round(slices.given(), 6)} <= threads["envoy"]
-        # One of SCHED_BATCH pushes no stranger aside: it would wait for the end of a
-        # stranger's turn six times a request.
-        worker = worker_of(server.process.pid)
-        assert os.sched_getscheduler(worker) == os.SCHED_OTHER
+        assert {long, usual} <= threads_of(server.process.pid, "envoy")
 
 
 async def test_a_second_signal_ends_it_at_once(store, tmp_path):

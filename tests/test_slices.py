@@ -11,6 +11,8 @@ from loader import slices
 from loader.threads import SLICE_S, stand_back
 from runtime.envoy import rank
 
+OTHER = getattr(os, "SCHED_OTHER", 0)
+
 
 def within_a_thread(work):
     """What `work` returns in a thread of its own, which ends with what it changed."""
@@ -21,12 +23,12 @@ def within_a_thread(work):
 def gives_slices() -> bool:
     """True where a thread that asks for a slice has it (Linux 6.12)."""
     return within_a_thread(
-        lambda: slices.ask_for(0.01) and slices.given() == pytest.approx(0.01)
+        lambda: slices.ask_for(0.01, OTHER) and slices.given() == pytest.approx(0.01)
     )
 
 
 needs_slices = pytest.mark.skipif(
-    not gives_slices() or os.sched_getscheduler(0) != os.SCHED_OTHER,
+    not gives_slices() or os.sched_getscheduler(0) != OTHER,
     reason="no thread has a slice of its own here, or the run has another rank",
 )
 
@@ -35,9 +37,9 @@ needs_slices = pytest.mark.skipif(
 def test_a_thread_gets_the_slice_that_it_asks_for_and_its_own_again():
     def asked():
         own = slices.given()
-        assert slices.ask_for(0.02)
+        assert slices.ask_for(0.02, OTHER)
         longer = slices.given()
-        assert slices.ask_for(slices.OWN)
+        assert slices.ask_for(slices.OWN, OTHER)
         return own, longer, slices.given()
 
     own, longer, after = within_a_thread(asked)
@@ -46,11 +48,11 @@ def test_a_thread_gets_the_slice_that_it_asks_for_and_its_own_again():
 
 
 @needs_slices
-def test_its_policy_and_its_nice_value_stay_unless_another_is_asked_for():
+def test_its_nice_value_stays_and_its_policy_is_the_one_asked_for():
     def asked():
         os.setpriority(os.PRIO_PROCESS, 0, os.getpriority(os.PRIO_PROCESS, 0) + 1)
         nice = os.getpriority(os.PRIO_PROCESS, 0)
-        slices.ask_for(0.02)
+        slices.ask_for(0.02, OTHER)
         first = os.sched_getscheduler(0)
         slices.ask_for(0.02, os.SCHED_BATCH)
         return nice, os.getpriority(os.PRIO_PROCESS, 0), first, os.sched_getscheduler(0)
@@ -72,7 +74,7 @@ def test_what_is_refused_changes_nothing():
 def test_where_there_is_no_such_call_nothing_happens(monkeypatch):
     monkeypatch.setattr(slices, "_SET_GET", None)
     monkeypatch.setattr(ctypes, "CDLL", None)  # whoever called it would hear of it
-    assert (slices.ask_for(0.02), slices.given()) == (False, slices.OWN)
+    assert (slices.ask_for(0.02, OTHER), slices.given()) == (False, slices.OWN)
 
 
 @needs_slices
@@ -106,7 +108,8 @@ def test_a_sandbox_that_refuses_even_to_tell_stops_nothing(monkeypatch, refused)
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, refused, refuses)
-    assert not slices.ask_for(0.02)
+    if refused == "getpriority":
+        assert not slices.ask_for(0.02, OTHER)
     rank.take_turns()
     rank.push_ahead()
 
@@ -114,7 +117,7 @@ def test_a_sandbox_that_refuses_even_to_tell_stops_nothing(monkeypatch, refused)
 @pytest.mark.skipif(sys.platform != "linux", reason="threads have no rank elsewhere")
 def test_a_rank_of_the_operators_is_kept(monkeypatch):
     asked = []
-    monkeypatch.setattr(slices, "ask_for", asked.append)
+    monkeypatch.setattr(slices, "ask_for", lambda *of: asked.append(of))
     monkeypatch.setattr(os, "sched_getscheduler", lambda pid: os.SCHED_IDLE)
     rank.take_turns()
     rank.push_ahead()

@@ -40,4 +40,4 @@ def _ask_for(seconds: float) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError):  # a sandbox: then all are scheduled alike
             if os.sched_getscheduler(0) == os.SCHED_OTHER:
-                slices.ask_for(seconds)
+                slices.ask_for(seconds, os.SCHED_OTHER)
