@@ -6,9 +6,10 @@ Owns: the measuring. Must not: judge it.
 import asyncio
 import random
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bench.reader import reader
 from bench.traffic import request
 from runtime.wire import decode
 
@@ -24,18 +25,22 @@ CALLERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Disturbed:
-    """Seconds of a resident model's requests, and how many loads went on beside."""
+    """Seconds of a resident model's requests: alone, among loads, and beside a stranger
+    that only reads and hashes; how many loads went on, and files were read, meanwhile.
+    """
 
     alone: list[float]
     among: list[float]
+    beside: list[float]
     loads: int
+    read: int
 
 
 async def interference(plan: "Plan", turns: int) -> Disturbed:
-    """A resident model's requests, in turns alone and among loads."""
+    """A resident model's requests, in turns alone, among loads, beside the stranger."""
     hot, *others = sorted(plan.fleet, key=lambda model: model.nbytes)
     chance, asked = random.Random(1), decode(request(hot.name))
-    found = Disturbed([], [], 0)
+    alone, among, beside, files = list[float](), list[float](), list[float](), 0
 
     async def steady(into: list[float]) -> None:
         until = time.perf_counter() + TURN_S
@@ -49,16 +54,18 @@ async def interference(plan: "Plan", turns: int) -> Disturbed:
         while not enough.is_set():
             await engine.load(chance.choice(others).name)
 
-    async with plan.engine("other-disk") as engine:
+    weights = [*(plan.folder / "store").glob("*/*/model.safetensors")]
+    async with plan.engine("other-disk") as engine, reader(weights) as read:
         await engine.predict(asked)
-        for turn in range(2 * turns):
-            if turn % 2 == 0:
-                await steady(found.alone)
-                continue
+        for _ in range(turns):
+            await steady(alone)
             enough = asyncio.Event()
             loading = [asyncio.create_task(load_others(enough)) for _ in range(CALLERS)]
-            await steady(found.among)
+            await steady(among)
             enough.set()
             await asyncio.gather(*loading)
+            reading = asyncio.ensure_future(read(TURN_S))
+            await steady(beside)
+            files += await reading
         loads = (await engine.snapshot()).loads
-    return replace(found, loads=loads)
+    return Disturbed(alone, among, beside, loads, files)

@@ -8,7 +8,9 @@ disk, store.
 
 Then interference: one resident model is asked at a fixed rate, in turns alone and while
 two callers keep loading others: half a second each, so that whatever else the machine
-does falls on both alike. Its p99 may grow by half, no more.
+does falls on both alike. Its p99 may grow by half, no more. A third turn is beside a
+stranger that reads and hashes the same files as fast as it can, at the rank of threads
+that load: what the bytes alone cost (`bound_reading`).
 """
 
 import argparse
@@ -143,12 +145,18 @@ def figures(
     far = quantile(found["store"], 0.5) or 1.0
     for tier, goal in PART_OF_STORE.items():
         told[f"{tier}_to_store"] = Figure(quantile(found[tier], 0.5) / far, "x", goal)
-    for name, values in (("alone", disturbed.alone), ("among", disturbed.among)):
+    for name, values in (
+        ("alone", disturbed.alone),
+        ("among", disturbed.among),
+        ("beside", disturbed.beside),
+    ):
         for label, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99)):
             told[f"resident_{name}_{label}"] = Figure(quantile(values, share), "ms")
     calm, loud = quantile(disturbed.alone, 0.99), quantile(disturbed.among, 0.99)
     told["loads_beside"] = Figure(disturbed.loads, "", None, "higher")
     told["interference"] = Figure(loud / calm, "x", 1.5)
+    told["files_read_beside"] = Figure(disturbed.read, "", None, "higher")
+    told["bound_reading"] = Figure(quantile(disturbed.beside, 0.99) / calm, "x")
     return told
 
 
