@@ -63,13 +63,15 @@ class Shadow:
         self, model: str, nbytes: int, reload_s: float, now: float, budget: int | None
     ) -> None:
         """Bring it in, unless it is there; evict by the expert's own density."""
-        old = self._resident.pop(model, None)
+        old = self._resident.get(model)
         self._came.pop(model, None)
         if old is not None:
             self._held -= old[0]
-        if budget is not None and nbytes <= budget:
+        if budget is not None and nbytes <= budget < self._held + nbytes:
+            self._resident.pop(model, None)  # nobody leaves for its own sake
             while self._held + nbytes > budget:
                 self._evict(now)
+        # In its place, if it was there: of equals the first one leaves.
         self._resident[model] = (nbytes, reload_s)
         self._held += nbytes
         if self._queue:

@@ -323,3 +323,20 @@ TestGdsf = machine("GdsfCache", Gdsf, lambda: GreedyTruth(counted=True))
 TestRate = machine("RateCache", Rate, lambda: RateTruth(counted=True))
 TestTournament = machine("T", Tournament, TournamentTruth, TournamentCache)
 TestQueues = machine("Q", Tournament, TournamentTruth, QueueCache)
+
+
+def test_a_model_that_a_shadow_has_keeps_its_place_among_equals() -> None:
+    """The real cache loads m7 again, which the shadow of gds never lost. m2 came after
+    it and is worth exactly as much: m7 leaves first."""
+    kind = type(
+        "Told",
+        (TournamentCache,),
+        {"make": staticmethod(Tournament), "truth": staticmethod(TournamentTruth)},
+    )
+    cache = kind()
+    try:
+        for index in (3, 5, 7, 0, 2, 5, 5, 1, 4, 7, 0):
+            cache.ask(model=MODELS[index])
+            cache.answers_are_the_truth()
+    finally:
+        cache.teardown()
