@@ -16,6 +16,7 @@ from pathlib import Path
 
 from loader.chunks import FileChunks
 from loader.digest import LARGEST
+from loader.draught import Draught
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.files import OpenFile
 from loader.keeping import Keeping
@@ -26,6 +27,7 @@ from loader.ranges import CHUNK, Ranges
 from loader.room import Filled, Room, Wanted
 from loader.spool import Spool
 from loader.store import Changed, Missing, Store
+from loader.tap import Dry, Tap
 from loader.threads import to_its_end
 from loader.verify import Damaged
 
@@ -37,7 +39,8 @@ most, for those who answer need the others."""
 class Filler:
     """One for a loader. One event loop. `threads`: see THREADS. `step`: see Pouring.
     `inline`: a small file that is in the page cache may keep the event loop, if it
-    comes alone: a thread is woken some 0.1 ms late, and back."""
+    comes alone: a thread is woken some 0.1 ms late, and back. `tap`: of the
+    store, which is the caller's to close; each read of it asks for the interpreter."""
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class Filler:
         threads: int = THREADS,
         step: int = LARGEST,
         inline: bool = False,
+        tap: Tap | None = None,
     ) -> None:
         self._store = store
         self._placings = placings
@@ -60,6 +64,7 @@ class Filler:
         self._threads = threads
         self._step = step
         self._inline = inline
+        self._tap = tap
         self._under_way = 0
 
     @property
@@ -128,6 +133,35 @@ class Filler:
             ) from error
         if path is not None and self._spool is None:
             return await self._from_folder(spec, room, path)
+        return await self._from_tap(spec, room) or await self._from_afar(spec, room)
+
+    async def _from_tap(self, spec: Wanted, room: Room) -> Filled | None:
+        """None: it has to come another way, which can also tell what is wrong."""
+        tap, file = self._tap, spec.weights
+        if tap is None or not (tap.runs and self._ranges.near):
+            return None
+        known = self._placings.of(file.identity)
+        kept = self._spool is not None and self._spool.wants(file.identity, file.size)
+        if known is None or kept or file.chunks is None:
+            return None
+        path, etag = f"{spec.directory}/{file.name}", self._ranges.etag(spec)
+
+        async def feed(pouring: Pouring) -> None:
+            draught = Draught(pouring, tap, path, file, etag)
+            await draught.pour(self._executor)
+            self._ranges.seen(spec, draught.etag)
+
+        try:
+            filled = await self._pour(
+                spec, room, known, "store", time.perf_counter(), feed
+            )
+        except (Dry, Damaged) as error:
+            tap.rest(str(error))
+            return None
+        tap.ran()
+        return filled
+
+    async def _from_afar(self, spec: Wanted, room: Room) -> Filled:
         began = time.perf_counter()
         async with self._ranges.reading(spec) as reading:
             first = await reading.beginning()

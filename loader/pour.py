@@ -93,6 +93,11 @@ class Pouring:
 
         self._pour(start, end, read, "fetch")
 
+    def drawn(self, draw: Callable[[memoryview], None], start: int, end: int) -> None:
+        """Bytes `[start, end)` of the file, which come next from `draw`: it fills what
+        it is given. Raises what it does, Damaged, and Changed as `file` does."""
+        self._pour(start, end, lambda to, at: draw(to.data), "fetch")
+
     def close(self, total: float) -> None:
         """All bytes are there, after `total` seconds: nobody may use them before this
         has checked them. Raises ArtifactRefused."""

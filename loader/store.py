@@ -10,6 +10,7 @@ well as the platforms' own; they never appear in an error or a repr.
 import asyncio
 import os
 import re
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from datetime import timedelta
@@ -19,16 +20,17 @@ from urllib.parse import urlsplit
 
 import obstore
 from obstore import exceptions as faults
-from obstore.store import LocalStore, MemoryStore, from_url
+from obstore.store import LocalStore, MemoryStore, S3Store, from_url
 
 from loader.errors import StoreDenied, StoreUnreachable
 from loader.folder import Folder
-from loader.hosts import fence
+from loader.hosts import NOWHERE, fence
 from loader.part import PIECE
 from loader.part import Changed as Changed
 from loader.part import Missing as Missing
 from loader.part import Part as Part
-from loader.store_options import client_options, s3_config
+from loader.store_options import client_options, s3_config, tls
+from loader.tap import Tap
 
 if TYPE_CHECKING:
     from obstore import GetOptions, GetResult
@@ -51,6 +53,9 @@ RETRIES: "RetryConfig" = {
 }
 """obstore's own default retries for three minutes; a request waits for us meanwhile."""
 
+SIGNED_FOR = timedelta(minutes=5)
+"""A clock may be wrong by some minutes; nobody else gets to see what is signed."""
+
 PATIENCE = 20.0
 """Seconds for a small object or a listing, retries included. A store that sends a byte
 now and then never runs into the time limit of a read."""
@@ -69,6 +74,7 @@ class Store:
         self._backend = backend
         self.scheme = scheme
         self._folder = folder
+        self._tls: ssl.SSLContext | None = None
         self.url = ""
         """Where another process finds the same store, by `open`; empty: it cannot. May
         hold a password: not to be shown."""
@@ -119,7 +125,21 @@ class Store:
             raise ValueError(
                 f"--store: this {scheme}:// URL and its environment do not make a store"
             ) from error
-        return cls(backend, scheme)
+        store = cls(backend, scheme)
+        if options.get("proxy_url") == NOWHERE:  # else the way out is the operator's
+            store._tls = tls(environ)
+        return store
+
+    def tap(self) -> Tap | None:
+        """Another way to its bytes (loader/tap.py), if there is one; to be closed."""
+        backend = self._backend
+        if self._tls is None or not isinstance(backend, S3Store):
+            return None
+
+        def sign(path: str) -> str:
+            return obstore.sign(backend, "GET", path, SIGNED_FOR)
+
+        return Tap(sign, self._tls)
 
     async def small(self, path: str, limit: int = MAX_SMALL_FILE) -> bytes:
         """A whole small object. Raises Missing; ValueError if larger than `limit`."""

@@ -4,6 +4,7 @@ Owns: the names, KServe's storage secrets' included (obstore reads the platforms
 itself), and the time limits of a connection. Must not: connect, or keep a credential.
 """
 
+import ssl
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -53,6 +54,14 @@ def client_options(environ: Mapping[str, str]) -> "ClientConfig":
     if bundle:
         options["root_certificate"] = Path(bundle).read_bytes()
     return options
+
+
+def tls(environ: Mapping[str, str]) -> ssl.SSLContext:
+    """The same, for connections of our own (loader/tap.py)."""
+    context = ssl.create_default_context(cafile=environ.get("AWS_CA_BUNDLE") or None)
+    if "S3_VERIFY_SSL" in environ and not _true(environ["S3_VERIFY_SSL"]):
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
 
 
 def _true(text: str) -> bool:

@@ -30,6 +30,8 @@ class Asked:
     """First byte of the range; None: the whole object, or no object at all."""
     end: int | None = None
     if_match: str | None = None
+    tapped: bool = False
+    """It came by a signed URL (loader/tap.py)."""
 
 
 @dataclass
@@ -98,6 +100,7 @@ class FaultServer:
         """Set when the fault was met for the first time."""
         self.flooded = 0
         """Bytes that clients took of bodies without end."""
+        self.connections = 0
         self._open: dict[asyncio.Task, asyncio.StreamWriter] = {}
 
     def breaks(
@@ -142,6 +145,7 @@ class FaultServer:
     async def _connected(self, reader, writer) -> None:
         task = asyncio.current_task()
         self._open[task] = writer
+        self.connections += 1
         try:
             while not writer.is_closing():
                 head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
@@ -161,7 +165,8 @@ class FaultServer:
         span = headers.get("range", "").removeprefix("bytes=").partition("-")
         start = int(span[0]) if span[0] else None
         end = int(span[2]) + 1 if span[2] else None
-        asked = Asked(method, key, start, end, headers.get("if-match"))
+        tapped = "X-Amz-Signature" in path.query
+        asked = Asked(method, key, start, end, headers.get("if-match"), tapped)
         self.asked.append(asked)
         if not key:
             body = self._listing(parse_qs(path.query)).encode()

@@ -3,6 +3,7 @@ not patched there, so it names this class instead."""
 
 from datetime import timedelta
 
+import loader.ranges
 import loader.store
 
 
@@ -18,4 +19,13 @@ class QuickStore(loader.store.Store):
                 "base": 2,
             },
         }
+        return super().open(url)
+
+
+class NearStore(QuickStore):
+    """The same, and near, however slow the machine is."""
+
+    @classmethod
+    def open(cls, url, environ=None):
+        loader.ranges.NEAR_S = 1e9
         return super().open(url)

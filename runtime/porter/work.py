@@ -25,6 +25,7 @@ from loader.pool import host_pool
 from loader.room import Array
 from loader.spool import Spool
 from loader.store import Store
+from loader.tap import Tap
 from loader.threads import to_its_end
 from loader.turns import ERRAND, Crew, Errand, Turns
 from runtime import logs
@@ -95,6 +96,7 @@ class Work:
         self._crew: Crew | None = None
         self._filler: Filler | None = None
         self._spool: Spool | None = None
+        self._tap: Tap | None = None
         self._news = News()
         self._beats = self._loop.create_task(self._beat())
 
@@ -106,6 +108,8 @@ class Work:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         if self._spool is not None:
             await asyncio.to_thread(self._spool.close)
+        if self._tap is not None:
+            self._tap.close()
         self._packets.close()
 
     def _end(self) -> None:
@@ -167,8 +171,10 @@ class Work:
         if begin.folder:
             folder = Path(os.fsdecode(begin.folder))
             self._spool = Spool(folder, begin.size, self._changed, WRITE)
+        store = opener.open(os.fsdecode(begin.store))
+        self._tap = store.tap()
         self._filler = Filler(
-            opener.open(os.fsdecode(begin.store)),
+            store,
             Placings(),
             self._crew,
             host_pool(begin.threads),
@@ -176,6 +182,7 @@ class Work:
             threads=min(4, len(os.sched_getaffinity(0))),
             step=STEP,
             inline=True,
+            tap=self._tap,
         )
         self._packets.say(Up())
 

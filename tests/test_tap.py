@@ -1,0 +1,444 @@
+# ruff: noqa: F811 - fixtures of tests/test_faults.py
+"""A near store's bytes, read from the socket into their place: what comes that way, and
+that whatever goes wrong there only means that they come the other way."""
+
+import asyncio
+import contextlib
+import itertools
+import ssl
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from bench.proxy import proxy
+from loader import fill, ranges, tap
+from loader.digest import FileRef
+from loader.draught import ALONE, Draught, spans
+from loader.ranges import CHUNK
+from loader.store import Store
+from loader.tap import Dry, Flow, Tap, Wish
+from loader.turns import ERRAND, Errand
+from runtime import loading
+from runtime.compose import composed
+from runtime.config import Settings
+from runtime.observer import NullObserver
+from tests import fault_server as faults
+from tests import tiny_models
+from tests.fault_server import BUCKET, FaultServer
+from tests.object_store import upload
+from tests.quick_store import NearStore
+from tests.test_faults import (
+    CASES,
+    GENEROUS,
+    HANGING,
+    HEALS,
+    PLACES,
+    SHORT,
+    ask,
+    engine_over,
+    meets,
+    model_files,
+    only_well_is_held,
+    outcome,
+    server,  # noqa: F401
+    shelf,  # noqa: F401
+    struck,
+    until_carried,
+    verified_by,
+)
+
+KEY = PLACES["start"][0]
+
+
+@pytest.fixture
+def near(monkeypatch) -> Iterator[None]:
+    """Threads of the engine have a tap, as a porter's do, however slow we are."""
+    made = []
+
+    def tapping(store: Store, *args) -> fill.Filler:
+        made.append(store.tap())
+        return fill.Filler(store, *args, tap=made[-1])
+
+    monkeypatch.setattr(ranges, "NEAR_S", 1e9)
+    monkeypatch.setattr(loading, "Filler", tapping)
+    yield
+    for tap_made in made:
+        tap_made.close()
+
+
+@contextlib.asynccontextmanager
+async def known(server: FaultServer, *args):
+    """An engine that has loaded `ill` before, and let it go."""
+    verified_by(server, "chunks")
+    async with engine_over(server, *args) as engine:
+        assert await outcome(engine, server) is HEALS
+        await engine.unload("ill")
+        server.asked.clear()
+        yield engine
+
+
+def tapped(server: FaultServer) -> list[tuple[int, int]]:
+    """The ranges of `ill` that were asked for so, `[start, end)`, in order."""
+    return sorted((a.start, a.end) for a in server.gets(KEY) if a.tapped)
+
+
+# -- what comes this way --------------------------------------------------------------
+
+
+async def test_the_second_load_comes_by_the_tap(server, near) -> None:
+    size = len(server.objects[KEY])
+    async with known(server) as engine:
+        assert await outcome(engine, server) is HEALS
+    assert tapped(server) == [(0, 2 * CHUNK), (2 * CHUNK, size)]
+    asked = server.gets(KEY)
+    assert len(asked) == len(tapped(server)), "nothing twice"
+    etag = faults.etag_of(server.objects[KEY])
+    assert {a.if_match for a in asked} == {etag}
+
+
+async def test_the_first_one_does_not(server, near) -> None:
+    """Where its bytes go is not known yet."""
+    verified_by(server, "chunks")
+    async with engine_over(server) as engine:
+        assert await outcome(engine, server) is HEALS
+    assert not tapped(server)
+
+
+async def test_nor_what_is_verified_as_a_whole(server, near) -> None:
+    async with engine_over(server) as engine:
+        for _ in range(2):
+            assert await outcome(engine, server) is HEALS
+            await engine.unload("ill")
+    assert not tapped(server)
+
+
+async def test_nor_what_threads_of_the_engine_bring(server, monkeypatch) -> None:
+    monkeypatch.setattr(ranges, "NEAR_S", 1e9)
+    async with known(server) as engine:
+        assert await outcome(engine, server) is HEALS
+    assert not tapped(server)
+
+
+async def test_nor_what_comes_from_afar(server, near, monkeypatch) -> None:
+    monkeypatch.setattr(ranges, "NEAR_S", 0.0)
+    async with known(server) as engine:
+        assert await outcome(engine, server) is HEALS
+    assert not tapped(server)
+
+
+async def test_a_connection_is_used_again(server, near) -> None:
+    files = tiny_models.by_chunks(model_files(7))
+    server.objects |= {f"small/1/{name}": data for name, data in files.items()}
+    async with engine_over(server) as engine:
+        for lap in range(4):
+            assert await ask(engine, "small") == [7.0] * 4
+            await engine.unload("small")
+            if lap == 1:
+                before = server.connections
+        assert server.connections == before
+    asked = server.gets("small/1/model.safetensors")
+    assert [a.tapped for a in asked] == [False, True, True, True]
+
+
+async def test_a_porter_has_one(server, near) -> None:
+    verified_by(server, "chunks")
+    settings = Settings(
+        store=f"s3://{BUCKET}", device="cpu", budget="64MiB", loader="process"
+    )
+    store = NearStore.open(settings.store)
+    async with composed(settings, NullObserver(), store=store) as engine:
+        await until_carried(engine)
+        for _ in range(2):
+            assert await outcome(engine, server) is HEALS
+            await engine.unload("ill")
+    assert len(tapped(server)) == 2
+
+
+async def test_seaweedfs_takes_what_is_signed(
+    seaweed_server, s3: str, near, monkeypatch
+) -> None:
+    """Below a prefix that a URL has to escape."""
+    s3 += "/of a team, ü"
+    files = tiny_models.by_chunks(model_files(7))
+    await upload(s3, "m/1", files)
+    with proxy(seaweed_server.endpoint) as counter:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", counter.endpoint)
+        settings = Settings(store=s3, device="cpu", budget="64MiB")
+        async with composed(settings, NullObserver()) as engine:
+            for _ in range(2):
+                assert await ask(engine, "m") == [7.0] * 4
+                await engine.unload("m")
+        passed = [p.path for p in counter.taken() if "safetensors" in p.path]
+    assert ["X-Amz-Signature" in path for path in passed] == [False, True]
+
+
+@pytest.mark.parametrize("told", ["nothing", "the authority", "not to look"])
+async def test_over_tls(server, tmp_path, monkeypatch, told: str) -> None:
+    """What a secret says about certificates counts here too."""
+    key, certificate = tmp_path / "key", tmp_path / "certificate"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days",
+               "2", "-subj", "/CN=store", "-addext", "subjectAltName=IP:127.0.0.1",
+               "-keyout", key, "-out", certificate]  # fmt: skip
+    try:
+        await asyncio.to_thread(
+            subprocess.run, command, check=True, capture_output=True
+        )
+    except OSError:
+        pytest.skip("needs the openssl command")
+    if told == "the authority":
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    elif told == "not to look":
+        monkeypatch.setenv("S3_VERIFY_SSL", "0")
+    ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    ours.load_cert_chain(certificate, key)
+    listening = await asyncio.start_server(server._connected, "127.0.0.1", 0, ssl=ours)
+    port = listening.sockets[0].getsockname()[1]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{port}")
+    made = Store.open(f"s3://{BUCKET}").tap()
+    async with listening:
+        drawing = asyncio.to_thread(drawn, made, wish(server))
+        if told == "nothing":
+            with pytest.raises(Dry, match="SSLCertVerificationError"):
+                await drawing
+        else:
+            assert await drawing == server.objects[KEY][:1000]
+        made.close()
+
+
+async def test_a_store_under_another_roof_has_none(server, monkeypatch) -> None:
+    """The way out is the operator's, or there is nothing to sign with."""
+    url = f"s3://{BUCKET}"
+    assert Store.open(url).tap() is not None
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    assert Store.open(url).tap() is None
+    assert Store.open("memory://").tap() is None
+
+
+async def test_without_a_key_it_comes_the_other_way(server, near, monkeypatch) -> None:
+    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
+    async with known(server) as engine:
+        assert await outcome(engine, server) is HEALS
+    assert not tapped(server) or server.gets(KEY)[-1].tapped
+
+
+# -- what goes wrong ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["start", "middle"])
+@pytest.mark.parametrize("case", CASES)
+async def test_a_fault_that_the_tap_meets(
+    server, near, monkeypatch, case: str, place: str
+) -> None:
+    """The answers are those that there are without one."""
+    limit = SHORT if case in HANGING else GENEROUS
+    fault, times, expected = CASES[case]
+    expect = expected[list(PLACES).index(place)]
+    async with known(server, limit) as engine:
+        server.breaks(fault, *PLACES[place], times)
+        await meets(engine, server, expect)
+        assert tapped(server)
+
+
+@pytest.mark.parametrize("place", ["start", "middle"])
+async def test_a_redirect_leads_nowhere(server, near, place: str) -> None:
+    async with known(server) as engine:
+        server.breaks(faults.redirect("http://127.0.0.2:9/x"), *PLACES[place], 1)
+        assert await outcome(engine, server) is HEALS
+        assert tapped(server)
+
+
+@pytest.mark.parametrize("honest", [True, False])
+@pytest.mark.parametrize("place", ["start", "middle"])
+async def test_an_object_replaced_meanwhile(server, near, place, honest) -> None:
+    key, start = PLACES[place]
+    new = model_files(5, 2 * CHUNK + 12345)["model.safetensors"]
+    async with known(server) as engine:
+        server.breaks(faults.replaced(key, new, honest), key, start)
+        assert await outcome(engine, server) is not HEALS
+        assert tapped(server)
+        assert await only_well_is_held(engine)
+
+
+async def test_it_is_left_alone_for_a_while(server, near, monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(tap.time, "monotonic", lambda: now[0])
+    made = Tap(lambda path: path)
+    for rest in (10, 20, 40):
+        made.rest("status 403")
+        made.rest("status 403")  # of another load that was under way
+        now[0] += rest - 1
+        assert not made.runs
+        now[0] += 1
+        assert made.runs
+    made.ran()
+    made.rest("status 403")
+    now[0] += 10
+    assert made.runs
+    for _ in range(20):
+        made.rest("status 403")
+        now[0] += 3600
+        assert made.runs
+
+
+async def test_a_dry_tap_is_not_asked_again_at_once(server, near) -> None:
+    async with known(server) as engine:
+        server.breaks(faults.status("403 No"), *PLACES["start"], 1)
+        for _ in range(2):
+            assert await outcome(engine, server) is HEALS
+            await engine.unload("ill")
+    assert len(tapped(server)) <= len(spans(len(server.objects[KEY])))
+
+
+async def test_nothing_is_told_of_the_url(server, near, monkeypatch) -> None:
+    told = []
+    monkeypatch.setattr(tap.log, "info", lambda event, **more: told.append(more))
+    async with known(server) as engine:
+        server.breaks(faults.garbage, *PLACES["start"])
+        await outcome(engine, server)
+    assert [set(more) for more in told] == [{"why", "s"}]
+    assert told[0]["why"] == "BadStatusLine"
+
+
+# -- a flow ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def made(server) -> Iterator[Tap]:
+    made = Tap(lambda path: f"{server.url}/{BUCKET}/{path}?x=y")
+    yield made
+    made.close()
+
+
+def wish(server: FaultServer, start: int = 0, nbytes: int = 1000) -> Wish:
+    return Wish(KEY, start, start + nbytes, len(server.objects[KEY]), None)
+
+
+def drawn(made: Tap, wanted: Wish) -> bytes:
+    """A flow from its beginning to its end, in a thread."""
+    flow, into = Flow(made), bytearray(wanted.end - wanted.start)
+    try:
+        flow.open(wanted)
+        flow.fill(memoryview(into)[:10])
+        flow.fill(memoryview(into)[10:])
+    finally:
+        flow.close()
+    return bytes(into)
+
+
+async def test_the_store_may_close_a_kept_connection(server, made) -> None:
+    right = server.objects[KEY]
+    assert await asyncio.to_thread(drawn, made, wish(server)) == right[:1000]
+    assert server.connections == 1
+    for writer in list(server._open.values()):
+        writer.close()
+        await writer.wait_closed()
+    assert await asyncio.to_thread(drawn, made, wish(server, 7)) == right[7:1007]
+    assert server.connections == 2
+
+
+async def test_it_does_not_keep_what_is_old(server, made, monkeypatch) -> None:
+    await asyncio.to_thread(drawn, made, wish(server))
+    monkeypatch.setattr(tap, "IDLE_S", -1.0)
+    await asyncio.to_thread(drawn, made, wish(server))
+    assert server.connections == 2
+
+
+async def test_it_keeps_a_few(server, made, monkeypatch) -> None:
+    monkeypatch.setattr(tap, "KEPT", 2)
+    flows = [Flow(made) for _ in range(5)]
+    for flow in flows:
+        await asyncio.to_thread(flow.open, wish(server))
+        await asyncio.to_thread(flow.fill, memoryview(bytearray(1000)))
+    for flow in flows:
+        flow.close()
+    assert len(made._idle) == 2
+
+
+@pytest.mark.parametrize("fault", [faults.hang, faults.stall])
+async def test_a_flow_is_cut_while_it_waits(server, made, monkeypatch, fault) -> None:
+    """The test's time limit is the bound: no read ends by itself."""
+    monkeypatch.setattr(tap, "SILENCE_S", 3600.0)
+    server.breaks(fault, *PLACES["start"])
+    flow = Flow(made)
+
+    def draw() -> None:
+        flow.open(wish(server))
+        flow.fill(memoryview(bytearray(1000)))
+
+    drawing = asyncio.create_task(asyncio.to_thread(draw))
+    await struck(server, drawing)
+    flow.cut()
+    with pytest.raises(Dry):
+        await drawing
+    flow.close()
+    assert not flow._tap._idle, "it is no good for another"
+
+
+async def test_one_that_is_cut_before_asks_for_nothing(server, made) -> None:
+    flow = Flow(made)
+    flow.cut()
+    with pytest.raises(Dry, match="called off"):
+        await asyncio.to_thread(flow.open, wish(server))
+    flow.close()
+    assert not server.asked
+
+
+async def test_a_load_that_hangs_in_it_is_called_off(server, near, monkeypatch) -> None:
+    monkeypatch.setattr(tap, "SILENCE_S", 3600.0)
+    async with known(server) as engine:
+        server.breaks(faults.stall, *PLACES["middle"])
+        asking = asyncio.create_task(ask(engine, "ill"))
+        await struck(server, asking)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        while not await only_well_is_held(engine):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # the load is called off behind our back
+
+
+# -- its ranges -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, CHUNK, ALONE, ALONE + 1, 25 * CHUNK + 5])
+def test_ranges_cover_a_file_once(size: int) -> None:
+    made = spans(size)
+    assert made[0][0] == 0
+    assert made[-1][1] == size
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(made))
+    assert all(start % CHUNK == 0 and start < end for start, end in made)
+    assert len(made) == (1 if size <= ALONE else 2)
+
+
+class Steps:
+    """Stands for what pours: takes each chunk's bytes, and writes down whose turn."""
+
+    def __init__(self) -> None:
+        self.threads: list[int] = []
+        self.came = b""
+
+    def drawn(self, draw, start: int, end: int) -> None:
+        into = bytearray(end - start)
+        draw(memoryview(into))
+        assert len(self.came) == start
+        self.came += into
+        self.threads.append(start)
+
+
+@pytest.mark.parametrize(("urgent", "hops"), [(True, 1), (False, 2)])
+async def test_what_is_not_urgent_comes_back_after_each_chunk(
+    server, made, urgent, hops
+) -> None:
+    data = server.objects[KEY][: CHUNK + 5]
+    server.objects["two"] = data
+    file = FileRef("two", len(data), "")
+    ERRAND.set(Errand(urgent))
+    with ThreadPoolExecutor(1) as threads:
+        submit, counted = threads.submit, []
+        threads.submit = lambda *args: (counted.append(1), submit(*args))[1]
+        draught = Draught(steps := Steps(), made, "two", file, None)
+        await draught.pour(threads)
+    assert steps.came == data
+    assert len(counted) == hops
+    assert draught.etag == faults.etag_of(data)
