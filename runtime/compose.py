@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
@@ -45,9 +45,12 @@ from runtime.prewarm import prewarmed
 from runtime.rest import application, listening
 from runtime.rest_pages import ServerInfo
 from runtime.running import Running, running
-from runtime.server import Options, Serving, start
+from runtime.server import Options, start
 from runtime.statistics import Statistics
 from runtime.ways import Ways
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
 
 DEVICE_LOST = 70
 """Exit code after a sticky device error: whoever started us should start us again."""
@@ -67,7 +70,7 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
         http_port = await stack.enter_async_context(
             listening(app, settings.host, settings.http_port)
         )
-        serving = await stack.enter_async_context(await grpc_of(engine, settings))
+        serving = await stack.enter_async_context(await grpc_of(engine, settings, app))
         # Before we say that we serve: who is told so may well end us at once.
         told = asyncio.ensure_future(serving.told_to_stop())
         await asyncio.sleep(0)
@@ -81,18 +84,34 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
     return DEVICE_LOST if lost.is_set() else 0
 
 
+class Serving(Protocol):
+    """A gRPC server that listens, whichever it is."""
+
+    address: str
+
+    async def told_to_stop(self) -> None:
+        """Return at the first SIGTERM or SIGINT."""
+        ...
+
+
 async def grpc_of(
-    engine: Engine, settings: Settings, reuse_port: bool = False
-) -> Serving:
-    """The gRPC server of an engine, listening as the settings say."""
+    engine: Engine, settings: Settings, app: "Starlette", reuse_port: bool = False
+) -> contextlib.AbstractAsyncContextManager[Serving]:
+    """The gRPC server of an engine, listening as the settings say. `app`: REST."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"{host}:{settings.grpc_port}"
     options = Options(
         max_message_bytes=settings.max_message,
         grace=settings.grace,
         name=settings.server_name,
         reuse_port=reuse_port,
     )
-    return await start(engine, address=f"{host}:{settings.grpc_port}", options=options)
+    if settings.frontend == "zttp":
+        # Imported here: it is an extra.
+        from runtime.http2.server import start as start_zttp
+
+        return await start_zttp(engine, address=address, options=options, rest=app)
+    return await start(engine, address=address, options=options)
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""What both front ends hold their callers to, and what an operator may set of it.
+"""What all front ends hold their callers to, and what an operator may set of it.
 
 Owns: those numbers, each with its reason, and `Options`. Must not: enforce any (each
 front end does, in its own way), or import what takes time: who only writes
@@ -24,6 +24,9 @@ KEEPALIVE_S, KEEPALIVE_TIMEOUT_S = 30, 10
 
 IDLE_S = 300
 """Connections that nobody uses are closed."""
+
+STUCK_S = 60
+"""For a caller to take something of the answers that wait for it (`zttp`)."""
 
 CONNECTION_AGE_S = 3600
 """Once an hour clients connect anew, and so find new replicas."""

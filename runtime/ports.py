@@ -14,9 +14,12 @@ class CannotListen(Exception):
 BACKLOG = 128
 
 
-def listener(host: str, port: int) -> socket.socket:
-    """A listening socket, bound before anything is promised. Raises CannotListen."""
+def listener(host: str, port: int, shared: bool = False) -> socket.socket:
+    """A listening socket, bound before anything is promised. `shared`: with other
+    processes of ours (see Shared). Raises CannotListen."""
     made = _socket(host)
+    if shared:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     # A restart must not wait for the connections of the last run to time out.
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

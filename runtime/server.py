@@ -12,7 +12,6 @@ left is cancelled. A second signal ends the process at once.
 """
 
 import asyncio
-import signal
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
@@ -39,6 +38,7 @@ from runtime.methods import Service
 from runtime.ports import CannotListen as CannotListen
 from runtime.services import services_of
 from runtime.status import Code
+from runtime.stopping import told_to_stop
 
 _log = structlog.get_logger()
 
@@ -79,14 +79,7 @@ class Serving:
 
     async def told_to_stop(self) -> None:
         """Return at the first SIGTERM or SIGINT; the next one is the system's."""
-        loop, told = asyncio.get_running_loop(), asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, told.set)
-        try:
-            await told.wait()
-        finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+        await told_to_stop()
 
     async def stop(self, grace: float | None = None) -> None:
         """Stop serving; returns when no call is running and the engine is empty.

@@ -19,13 +19,15 @@ import pytest
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc as rpc
 
-FRONTENDS = ["grpcio", "envoy"]
+FRONTENDS = ["grpcio", "envoy", "zttp"]
 ROOT = Path(__file__).parent.parent
 START_S = 60
 
 
 def skip_without(frontend: str) -> None:
-    """Envoy is an extra."""
+    """Two are extras."""
+    if frontend == "zttp" and importlib.util.find_spec("zttp") is None:
+        pytest.skip("needs the extra 'zttp'")
     if frontend == "envoy" and importlib.util.find_spec("pyvoy") is None:
         pytest.skip("needs the extra 'envoy' (pyvoy)")
 

@@ -3,7 +3,7 @@
 Owns: which of the two a request is. Must not: answer any.
 """
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 
 from runtime.asgi.streaming import Streaming
 from runtime.asgi.telling import OnEnd, refuse
@@ -40,7 +40,7 @@ class Application:
 
         The content type is what a web page cannot set without being asked about first
         (CORS): by its path alone any page could unload models."""
-        if not _is_grpc(scope):
+        if not is_grpc(scope["headers"]):
             return self._rest(scope, receive, send)
         method = self._methods.get(scope["path"])
         if method is not None and scope["method"] == "POST":
@@ -54,8 +54,9 @@ async def _unknown(receive: Receive, send: Send) -> None:
     await refuse(_UNKNOWN, send)
 
 
-def _is_grpc(scope: Message) -> bool:
-    for name, value in scope["headers"]:  # no generator: every call passes here
+def is_grpc(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """By the content type, for whatever else a browser may send."""
+    for name, value in headers:  # no generator: every call passes here
         if name == b"content-type":
             found: bool = value.startswith(b"application/grpc")
             return found

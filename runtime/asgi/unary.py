@@ -89,11 +89,7 @@ class Unary:
                 payload = await inflated(flag, payload, encoding, self._limit)
             reply = await self._function(self._parse(payload), caller)
             answer = self._written(reply)
-            events = (
-                _events(answer)
-                if encoding is _PLAIN
-                else await _compressed(answer, encoding)
-            )
+            events = await events_of(answer, encoding)
             if 1 < len(vigil.open) <= FEW:
                 # A lap of the loop, in which all who were answered in this turn make
                 # their answers. So these go out one after the other, and whoever sends
@@ -172,8 +168,10 @@ async def _event(coming: Awaitable[Message]) -> Message:
     return event
 
 
-def _events(answer: bytes) -> tuple[Message, ...]:
-    """The whole answer."""
+async def events_of(answer: bytes, encoding: bytes) -> tuple[Message, ...]:
+    """The whole answer, compressed as the request was."""
+    if encoding != _PLAIN:
+        return await _compressed(answer, encoding)
     if len(answer) >= LARGE:
         head = {"type": "http.response.body", "body": prefix(answer)}
         rest = {"type": "http.response.body", "body": answer}

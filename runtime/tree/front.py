@@ -60,7 +60,7 @@ async def run(
         # Left last: one that drains is not hung.
         await stack.enter_async_context(beating(member, settings.predict_timeout))
         await stack.enter_async_context(
-            await compose.grpc_of(remote, settings, reuse_port=True)
+            await compose.grpc_of(remote, settings, app, reuse_port=True)
         )
         member.say(Up())
         await member.told_to_stop.wait()

@@ -1,14 +1,15 @@
 """The wire, end to end: real servers, real sockets on 127.0.0.1.
 
-Every test runs over both front ends, each with its engine beside it or asked over a
-socket (runtime/link): grpc.aio in this process, and Envoy in a process of its own with
-the same fake engine in it. `begin(engine, options)` serves.
+Every test runs over all front ends, each with its engine beside it or asked over a
+socket (runtime/link): grpc.aio and zttp in this process, and Envoy in a process of its
+own with the same fake engine in it. `begin(engine, options)` serves.
 """
 
 import grpc
 import pytest
 
 from protos import open_inference_pb2_grpc
+from runtime.http2.server import start as start_zttp
 from runtime.server import Options, start
 from tests import envoy_process
 from tests.apart import apart
@@ -53,7 +54,8 @@ async def engine(frontend, request):
 async def seam(combination, engine):
     """What the services hold: the engine itself, or one that asks it over a socket.
     Envoy's are in its process."""
-    if combination != ("grpcio", True):
+    frontend, is_apart = combination
+    if frontend == "envoy" or not is_apart:
         yield engine
         return
     async with apart(engine) as (remote, _):
@@ -70,7 +72,8 @@ async def begin(combination):
         if frontend == "envoy":
             return envoy_process.begin(engine, options, is_apart)
         ends = []
-        serving = await start(
+        begun = start if frontend == "grpcio" else start_zttp
+        serving = await begun(
             engine,
             address=ADDRESS,
             options=options,

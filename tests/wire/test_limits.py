@@ -169,11 +169,12 @@ async def hang_up(port, sent):
 
 
 async def test_a_flood_of_pings_harms_nobody(serving, stub, frontend):
-    """grpc sends who pings without end away; Envoy answers, as long as the answers are
-    read, and hangs up when 1,000 of them wait."""
+    """grpc sends who pings without end away; Envoy and zttp answer, as long as the
+    answers are read. When they are not, Envoy hangs up once 1,000 of them wait, and
+    zttp reads no more either."""
     pings = b"".join(frame(6, 0, 0, struct.pack(">Q", i)) for i in range(3000))
     back = await hang_up(serving.port, PREFACE + frame(4, 0, 0, b"") + pings)
-    assert (b"too_many_pings" in back) == (frontend != "envoy")
+    assert (b"too_many_pings" in back) == (frontend == "grpcio")
     await assert_serves(stub)
 
 
@@ -204,20 +205,24 @@ async def test_what_is_no_http2_harms_nobody(serving, stub, garbage):
 
 @pytest.mark.stress
 @pytest.mark.timeout(120)
-async def test_10000_calls_at_once_are_all_answered(serving, engine):
-    """grpc's own limits would drop half of them at random, as CANCELLED."""
+async def test_10000_calls_at_once_are_all_answered(serving, engine, frontend):
+    """grpc's own limits would drop half of them at random, as CANCELLED. zttp takes 128
+    of a connection: the others wait in the client."""
     engine.hold.clear()
     own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    connections = 80 if frontend == "zttp" else 4
     channels = [
         grpc.aio.insecure_channel(serving.address, options=own_connection)
-        for _ in range(4)
+        for _ in range(connections)
     ]
     stubs = [
         open_inference_pb2_grpc.GRPCInferenceServiceStub(channel)
         for channel in channels
     ]
     request = predict()
-    calls = [stubs[number % 4].ModelInfer(request) for number in range(10_000)]
+    calls = [
+        stubs[number % connections].ModelInfer(request) for number in range(10_000)
+    ]
     for call in calls:
         call.add_done_callback(lambda _: engine.look_again())
     ends = asyncio.gather(*(call.code() for call in calls))

@@ -1,0 +1,296 @@
+"""One HTTP/2 connection: bytes in, calls out, bytes back once a turn of the loop.
+
+Owns: its streams, when it is read and written, and when its caller is told to make
+another. Must not: know gRPC (runtime/asgi/), or who listens.
+
+zttp counts the streams and the resets of a connection and ends it, with all calls on
+it, at 4,096 and at 256 (its defence against floods of resets). So that no caller meets
+that, a connection is retired before: a GOAWAY says that the next call wants another
+one, which every gRPC client makes by itself, and what is under way is answered.
+"""
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from typing import Any, Protocol
+from urllib.parse import unquote
+
+import zttp
+
+from runtime.asgi.application import is_grpc
+from runtime.asgi.types import Asgi, Message
+from runtime.http2.direct import Direct
+from runtime.http2.stream import UNREAD, Stream
+from runtime.limits import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S
+
+STREAMS, RESETS = 3_700, 100
+"""Of a connection, until it is retired. Callers may have 128 calls under way, and each
+may begin or end in the moment in which it is told."""
+
+ANY_STREAM = (1 << 31) - 1
+"""In a GOAWAY: whatever was sent before it came is answered."""
+
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
+_EXTENSIONS: dict[str, object] = {"http.response.trailers": {}}
+
+
+class Callers(Protocol):
+    """Who has to know of a connection (runtime/http2/callers.py)."""
+
+    def took(self, connection: "Connection") -> None:
+        """It is there."""
+        ...
+
+    def lost(self, connection: "Connection") -> None:
+        """It is gone."""
+        ...
+
+    def refuses(self) -> bool:
+        """True while no more calls are taken than there are."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """`direct` answers calls with one message, by their path, `app` the others."""
+
+    def __init__(
+        self,
+        direct: Mapping[bytes, Direct],
+        app: Asgi,
+        callers: Callers,
+    ) -> None:
+        self._direct = direct
+        self._app = app
+        self._callers = callers
+        self.loop = asyncio.get_running_loop()
+        self.engine = zttp.Connection(zttp.SERVER, protocol=zttp.HTTP2)
+        self.streams: dict[int, Stream] = {}
+        self.born = self.heard = self.loop.time()
+        self.full = False
+        """The kernel takes no more for now."""
+        self._count = self._resets = 0
+        self.retired = False
+        self._flushing = False
+        self._over = False
+        self._transport: Any = None
+        self._peer: tuple[str, int] | None = None
+
+    # -- asyncio.Protocol -------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio.Protocol."""
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self._peer = (peer[0], peer[1]) if isinstance(peer, tuple) else None
+        _keep_alive(transport.get_extra_info("socket"))
+        self._callers.took(self)
+        self.engine.initiate_connection()
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio.Protocol."""
+        self.heard = self.loop.time()
+        engine, begun = self.engine, list[Stream]()
+        try:
+            engine.receive_data(data)
+            event = engine.next_event()
+            while event is not zttp.NEED_DATA:
+                self._happened(event, begun)
+                event = engine.next_event()
+        except zttp.RemoteProtocolError:
+            self.close()
+            return
+        # Now, for most requests are whole by now.
+        for stream in begun:
+            self._begin(stream)
+        self.flush_soon()
+
+    def pause_writing(self) -> None:
+        """See asyncio.Protocol. Who does not read is not read from either: each ping
+        and each request would leave something more to be written."""
+        self.full = True
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        """See asyncio.Protocol."""
+        self.full = False
+        self.read_on()
+        self._may_go_on()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See asyncio.Protocol."""
+        self._over = True
+        streams, self.streams = self.streams, {}
+        for stream in streams.values():
+            stream.left()
+        self._callers.lost(self)
+
+    # -- for its streams --------------------------------------------------------------
+
+    def flush_soon(self) -> None:
+        """Write what there is, once all that this turn of the loop brings is there."""
+        if not self._flushing:
+            self._flushing = True
+            self.loop.call_soon(self._flush)
+
+    def read_on(self) -> None:
+        """Somebody has read what had come."""
+        unread = any(stream.unread > UNREAD for stream in self.streams.values())
+        if not (self.full or unread or self._transport.is_closing()):
+            self._transport.resume_reading()
+
+    def answered(self, number: int, stream: Stream) -> None:
+        """A stream's answer is complete. Of a request that is not nobody wants the
+        rest (RFC 9113, 8.1)."""
+        if stream.whole:
+            self._forget(number)
+        else:
+            self.loop.call_soon(self._stop_sending, number)
+
+    # -- for who listens --------------------------------------------------------------
+
+    def retire(self) -> None:
+        """The caller is to make its next call over another connection."""
+        if not (self.retired or self._over):
+            self.retired = True
+            self.engine.close(zttp.H2ErrorCode.NO_ERROR, ANY_STREAM)
+            self.flush_soon()
+
+    def close(self) -> None:
+        """End it; what was written before goes out."""
+        if not self._over:
+            self._flush()
+            self._over = True
+            self._transport.close()
+
+    def abort(self) -> None:
+        """End it at once."""
+        self._over = True
+        self._transport.abort()
+
+    @property
+    def stuck(self) -> bool:
+        """Answers wait for a caller who does not take them."""
+        return self.full or self.engine.has_pending_send()
+
+    # -- events -----------------------------------------------------------------------
+
+    def _happened(self, event: zttp.Event, begun: list[Stream]) -> None:
+        if isinstance(event, zttp.Data):
+            self._came(event)
+        elif isinstance(event, zttp.EndOfMessage):
+            if event.stream_id in self.streams:
+                self.streams[event.stream_id].ended()
+        elif isinstance(event, zttp.Request):
+            self._asked(event, begun)
+        elif isinstance(event, zttp.RstStream):
+            self._reset(event.stream_id)
+        elif isinstance(event, zttp.WindowUpdate | zttp.Settings):
+            self._may_go_on()
+
+    def _came(self, data: zttp.Data) -> None:
+        stream = self.streams.get(data.stream_id)
+        if stream is not None:
+            stream.came(data.data)
+            if stream.unread > UNREAD:
+                self._transport.pause_reading()
+
+    def _asked(self, request: zttp.Request, begun: list[Stream]) -> None:
+        number = request.stream_id
+        self._count += 1
+        if self._count >= STREAMS:
+            self.retire()
+        if self._callers.refuses():
+            self.engine.stream(number).reset(zttp.H2ErrorCode.REFUSED_STREAM)
+            self._gone()
+            return
+        stream = self.streams[number] = Stream(self, request)
+        begun.append(stream)
+
+    def _begin(self, stream: Stream) -> None:
+        request = stream.request
+        direct = self._direct.get(request.path)
+        if (
+            direct is not None
+            and request.method == b"POST"
+            and is_grpc(request.headers)
+        ):
+            stream.task = self.loop.create_task(direct.over(stream))
+            return
+        answering = self._app(self._scope(request), stream.receive, stream.send)
+        task = stream.task = asyncio.ensure_future(answering)
+        task.add_done_callback(lambda task: _ended(stream, task))
+
+    def _scope(self, request: zttp.Request) -> Message:
+        path = request.path.decode("latin-1")
+        return {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": "2",
+            "scheme": "http",
+            "method": request.method.decode("latin-1"),
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": request.path,
+            "query_string": request.query,
+            "root_path": "",
+            "headers": request.headers,
+            "client": self._peer,
+            "server": None,
+            "extensions": _EXTENSIONS,
+        }
+
+    def _reset(self, number: int) -> None:
+        self._gone()
+        stream = self.streams.pop(number, None)
+        if stream is not None:
+            stream.left()
+            self.read_on()
+
+    def _gone(self) -> None:
+        self._resets += 1
+        if self._resets >= RESETS:
+            self.retire()
+
+    def _stop_sending(self, number: int) -> None:
+        stream = self.streams.get(number)
+        if stream is not None and not stream.whole and not self._over:
+            self.engine.stream(number).reset(zttp.H2ErrorCode.NO_ERROR)
+            self._gone()
+        self._forget(number)
+        self.flush_soon()
+
+    def _forget(self, number: int) -> None:
+        self.streams.pop(number, None)
+
+    def _may_go_on(self) -> None:
+        for stream in list(self.streams.values()):
+            stream.may_go_on()
+
+    def _flush(self) -> None:
+        self._flushing = False
+        if self._over:
+            return
+        data = self.engine.data_to_send()
+        if data:
+            self._transport.write(data)
+
+
+def _ended(stream: Stream, task: "asyncio.Future[None]") -> None:
+    if not task.cancelled():
+        task.exception()  # the applications let nothing pass
+    stream.abandon()
+
+
+def _keep_alive(sock: socket.socket) -> None:
+    """The kernel finds out about a caller who has vanished."""
+    if sock.family == socket.AF_UNIX:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in (
+        ("TCP_KEEPIDLE", KEEPALIVE_S),
+        ("TCP_KEEPINTVL", KEEPALIVE_TIMEOUT_S),
+        ("TCP_KEEPCNT", 1),
+    ):
+        if hasattr(socket, name):  # macOS has other names
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
