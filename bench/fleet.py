@@ -1,8 +1,9 @@
 """Many models in little memory: 200 of 5.07 MB, room for 40, Zipf 0.9, 8 callers.
 
-    hotset-envoy      hotset serve --frontend envoy     its default policy
+    hotset-zttp       hotset serve --frontend zttp      its default policy
+    hotset-envoy      hotset serve --frontend envoy
     hotset-grpcio     hotset serve --frontend grpcio
-    hotset-host       hotset-envoy with a --host-cache that holds the whole fleet
+    hotset-host       hotset-zttp with a --host-cache that holds the whole fleet
     diy               bench/peers/servers/diy_server.py: grpc.aio, LRU by bytes, single
                       flight, torch.load in two threads
     diy-safetensors   the same, mapping safetensors files instead
@@ -53,7 +54,7 @@ EPILOG = """examples:
 
 Run it when nothing else runs; `others` in the JSON is what the rest took."""
 
-QUICK = ("hotset-envoy", "hotset-grpcio", HOST, "diy", "diy-safetensors")
+QUICK = ("hotset-zttp", "hotset-envoy", HOST, "diy", "diy-safetensors")
 EACH = 5_100_000
 """Bytes of memory for a model: 5.07 MB, and what a server rounds it up to. So much for
 40 of them is too little for 41."""
@@ -64,12 +65,13 @@ def contenders(room: int, models: int = 1, device: str = "cpu") -> list[Contende
     budget, fleet = room * EACH, models * EACH
     own = "--budget", str(budget)
     return [
+        hotset.zttp(*own, device=device),
         hotset.envoy(*own, device=device),
         hotset.grpcio(*own, device=device),
         replace(
-            hotset.envoy(*own, "--host-cache", str(fleet), device=device),
+            hotset.zttp(*own, "--host-cache", str(fleet), device=device),
             name=HOST,
-            label="hotset (envoy, host tier)",
+            label="hotset (zttp, host tier)",
         ),
         diy("torch", budget, device),
         diy("safetensors", budget, device),

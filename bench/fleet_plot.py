@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABELS = {
+    "hotset-zttp": "hotset,\nzttp",
     "hotset-envoy": "hotset,\nEnvoy",
     "hotset-grpcio": "hotset,\ngrpcio",
     "hotset-host": "hotset,\nhost tier",
@@ -21,6 +22,7 @@ LABELS = {
     "ray": "Ray Serve\nmultiplex",
 }
 COLOURS = {
+    "hotset-zttp": "#7a1f5c",
     "hotset-envoy": "#c1272d",
     "hotset-grpcio": "#e8833a",
     "hotset-host": "#8a2f2f",

@@ -12,10 +12,10 @@ from statistics import median
 from rich.table import Table
 
 from bench.client import quantile
-from bench.hit_results import ENVOY, GRPCIO
+from bench.hit_results import ENVOY, GRPCIO, ZTTP
 from bench.result import Figure, console
 
-OURS = (ENVOY, GRPCIO)
+OURS = (ZTTP, ENVOY, GRPCIO)
 HOST = "hotset-host"
 """Ours too, with a host tier: more memory of its own, so its ratios are told apart."""
 

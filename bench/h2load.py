@@ -6,6 +6,7 @@ run is right only if the bytes of data that came are exactly those of so many an
 (`Told.data`).
 """
 
+import itertools
 import os
 import re
 import shutil
@@ -63,6 +64,11 @@ def framed(message: bytes) -> bytes:
     return b"\0" + struct.pack(">I", len(message)) + message
 
 
+A_CONNECTION = 3_600
+"""Requests over one connection, then a new one is made: a server may ask for that
+(GOAWAY), which h2load does not follow and every gRPC client does."""
+
+
 class Client:
     """Asks the same request again and again. `folder` takes the body and the log."""
 
@@ -80,10 +86,36 @@ class Client:
         connections: int = 1,
         metadata: Sequence[tuple[str, str]] = (),
     ) -> Told:
-        """So many requests, `concurrency` of them under way, over `connections`.
+        """So many requests, `concurrency` of them under way, over `connections`, each
+        for A_CONNECTION requests and then another.
 
         Raises LoadFailed unless every one of them got an HTTP 200.
         """
+        most = A_CONNECTION * min(connections, concurrency)
+        count = -(-requests // most)
+        share = -(-requests // count)
+        told = [
+            self._once(
+                address, min(share, requests - at), concurrency, connections, metadata
+            )
+            for at in range(0, requests, share)
+        ]
+        latencies = sorted(itertools.chain(*(each.latencies for each in told)))
+        return Told(
+            latencies,
+            sum(each.seconds for each in told),
+            sum(each.data for each in told),
+            sum(each.cpu for each in told),
+        )
+
+    def _once(
+        self,
+        address: str,
+        requests: int,
+        concurrency: int,
+        connections: int,
+        metadata: Sequence[tuple[str, str]],
+    ) -> Told:
         # It divides the streams evenly, and starts no connection without a request.
         streams = max(1, concurrency // connections)
         headers = [*HEADERS, *(f"{key}: {value}" for key, value in metadata)]

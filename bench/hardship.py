@@ -35,7 +35,7 @@ EPILOG = """examples:
   python -m bench.hardship --quick
   python -m bench.hardship --rounds 5"""
 
-FRONTENDS = ("grpcio", "envoy")
+FRONTENDS = ("grpcio", "envoy", "zttp")
 Trial = Callable[[Server], Awaitable[Found]]
 
 
@@ -91,7 +91,7 @@ def medians(rounds: list[Mapping[str, Found]]) -> dict[str, Found]:
 
 
 def figures(found: Mapping[str, Mapping[str, Found]]) -> dict[str, Figure]:
-    """What must hold for either, and what is told of both."""
+    """What must hold for each, and what is told of all."""
     goals = {
         "burst.lost": 0.0,
         "drain.exit_code": 0.0,

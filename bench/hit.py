@@ -3,6 +3,7 @@
 Every contender holds the same MLP 64-256-256-10 with the same weights and gets the same
 request of the Open Inference Protocol, raw contents, one row:
 
+    hotset-zttp     hotset serve --frontend zttp        HTTP/2 on the engine's loop
     hotset-envoy    hotset serve --frontend envoy       the front end inside Envoy
     hotset-grpcio   hotset serve --frontend grpcio      the one on grpc.aio
     grpc-aio        bench/floor_server.py               grpc.aio + torch, nothing else
@@ -13,10 +14,12 @@ request of the Open Inference Protocol, raw contents, one row:
     kserve          the KServe SDK 0.21's model server
 
 and, when asked for with --only, hotset with its engine apart behind 1, 2, 4 or 8 front
-ends: hotset-envoy-4, hotset-grpcio-2. They share out connections, not calls: give them
-as many (--connections).
+ends: hotset-zttp-4, hotset-envoy-4, hotset-grpcio-2. They share out connections, not
+calls: give them as many (--connections).
 
-The client is h2load: one connection with c streams, or --connections of them. All
+The client is h2load: one connection with c streams, or --connections of them, for 3,600
+requests each; then it makes new ones, as h2load does not when a server asks for it
+(zttp counts the streams of a connection). All
 servers are up all the time and are asked in turns, A B C, C B A, ..., free on all
 cores together with the client, or pinned (--server-cores, --client-cores). Reported are
 medians over the rounds; CPU is that of the server's whole tree of processes. Answers
@@ -63,11 +66,12 @@ def contenders(device: str) -> dict[str, Contender]:
     """Everybody by name; the peers that are not ours run on the CPU."""
     apart = [
         of(device=device, processes=count)
-        for of in (hotset.envoy, hotset.grpcio)
+        for of in (hotset.zttp, hotset.envoy, hotset.grpcio)
         for count in hotset.PROCESSES
     ]
     everybody = (
-        *(hotset.envoy(device=device), hotset.grpcio(device=device)),
+        *(hotset.zttp(device=device), hotset.envoy(device=device)),
+        hotset.grpcio(device=device),
         *(python_grpc.aio(device), python_grpc.SYNC),
         *(triton.TRITON, triton.BATCHING_TRITON, mlserver.MLSERVER, KSERVE),
         *apart,
@@ -76,10 +80,10 @@ def contenders(device: str) -> dict[str, Contender]:
 
 
 USUAL = (
-    *("hotset-envoy", "hotset-grpcio", "grpc-aio", "grpc-sync"),
+    *("hotset-zttp", "hotset-envoy", "hotset-grpcio", "grpc-aio", "grpc-sync"),
     *("triton", "triton-batch", "mlserver", "kserve"),
 )
-QUICK = ("hotset-envoy", "hotset-grpcio", "grpc-aio", "triton")
+QUICK = ("hotset-zttp", "hotset-envoy", "hotset-grpcio", "triton")
 CONCURRENCY = "1,8,32,128"
 
 

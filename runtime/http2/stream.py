@@ -121,9 +121,9 @@ class Stream:
             chunks = self._chunks
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             self._chunks, self._given = [], self.whole
-            if self.unread > UNREAD:
+            held_up, self.unread = self.unread > UNREAD, 0
+            if held_up:
                 self._connection.read_on()
-            self.unread = 0
             more = not self.whole
             future.set_result({"type": "http.request", "body": body, "more_body": more})
 

@@ -1,0 +1,452 @@
+"""The front end zttp, frame by frame: what grpc's own client does not do, or hides."""
+
+import asyncio
+import contextlib
+import struct
+
+import grpc
+import pytest
+
+from protos import open_inference_pb2 as pb
+from protos import open_inference_pb2_grpc as rpc
+from runtime.counts import Counts
+from runtime.limits import CONNECTION_AGE_S, IDLE_S, STUCK_S
+from runtime.metrics import Metrics
+from runtime.rest import application
+from runtime.rest_pages import ServerInfo
+from runtime.server import Options
+from tests.fake_engine import FakeEngine
+from tests.server_process import skip_without
+
+skip_without("zttp")
+import zttp  # noqa: E402 - an extra
+
+from runtime.http2 import callers, connection, server, stream  # noqa: E402
+
+GRPC = [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
+INFER = b"/inference.GRPCInferenceService/ModelInfer"
+STREAM = b"/inference.GRPCInferenceService/ModelStreamInfer"
+
+
+@pytest.fixture
+async def engine():
+    return FakeEngine()
+
+
+@pytest.fixture
+async def made(monkeypatch):
+    """Every connection that is taken."""
+    found = []
+    took = callers.Callers.took
+
+    def seen(self, one) -> None:
+        found.append(one)
+        took(self, one)
+
+    monkeypatch.setattr(callers.Callers, "took", seen)
+    return found
+
+
+@pytest.fixture
+async def serving(engine, made):
+    info = ServerInfo("hotset", "0")
+    rest = application(engine, Metrics(Counts(10), "0"), info)
+    begun = await server.start(
+        engine, address="127.0.0.1:0", options=Options(grace=2.0), rest=rest
+    )
+    async with begun as serving:
+        yield serving
+
+
+class Peer:
+    """A client that speaks HTTP/2 and nothing else, as fast or slow as it is told."""
+
+    def __init__(self, reader, writer) -> None:
+        self.reader, self.writer = reader, writer
+        self.client = zttp.Connection(zttp.CLIENT, protocol=zttp.HTTP2)
+        self.client.initiate_connection()
+        self.events = []
+
+    def asks(self, path: bytes, body: bytes | None = b"", method=b"POST", headers=GRPC):
+        """A request; without a body it stays open."""
+        told = [(b"host", b"x"), *headers]
+        made = self.client.send_request(method, path, b"2", told)
+        if body:
+            made.send_data(body)
+        if body is not None:
+            made.end_message()
+        return made
+
+    async def flush(self) -> None:
+        self.writer.write(self.client.data_to_send())
+        await self.writer.drain()
+
+    async def until(self, kind: type, number: int | None = None):
+        """Read until there is such an event, perhaps of one stream."""
+        while True:
+            for event in self.events:
+                if isinstance(event, kind) and number in (
+                    None,
+                    getattr(event, "stream_id", None),
+                ):
+                    return event
+            await self.flush()
+            data = await self.reader.read(1 << 16)
+            assert data, "the server has hung up"
+            self.client.receive_data(data)
+            while (event := self.client.next_event()) is not zttp.NEED_DATA:
+                self.events.append(event)
+            await self.flush()
+
+    def body(self, number: int) -> bytes:
+        return b"".join(
+            e.data
+            for e in self.events
+            if isinstance(e, zttp.Data) and e.stream_id == number
+        )
+
+
+@pytest.fixture
+async def peer(serving):
+    reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+    yield Peer(reader, writer)
+    writer.close()
+
+
+@pytest.fixture
+async def stub(serving):
+    async with grpc.aio.insecure_channel(serving.address) as channel:
+        yield rpc.GRPCInferenceServiceStub(channel)
+
+
+def predict() -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name="linear", raw_input_contents=[bytes(256)])
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 64])
+    return request
+
+
+def framed(message) -> bytes:
+    data = message.SerializeToString()
+    return b"\0" + struct.pack(">I", len(data)) + data
+
+
+# -- connections that are retired -----------------------------------------------------
+
+
+async def test_no_call_is_lost_when_a_connection_is_retired(
+    stub, made, monkeypatch
+) -> None:
+    """zttp would end it, with all calls on it, at 4,096 streams."""
+    monkeypatch.setattr(connection, "STREAMS", 40)
+    for _ in range(10):
+        answers = await asyncio.gather(*(stub.ModelInfer(predict()) for _ in range(60)))
+        assert {answer.model_name for answer in answers} == {"linear"}
+    assert len(made) > 2
+
+
+async def test_more_calls_than_zttp_allows_a_connection(stub, made) -> None:
+    for _ in range(50):
+        answers = await asyncio.gather(
+            *(stub.ServerLive(pb.ServerLiveRequest()) for _ in range(100))
+        )
+        assert all(answer.live for answer in answers)
+    assert len(made) == 2
+
+
+async def test_callers_who_call_off_again_and_again_harm_nobody(
+    stub, engine, made
+) -> None:
+    """zttp would end a connection, with all calls on it, at 256 resets."""
+    engine.hold.clear()
+    waits = [asyncio.ensure_future(stub.ModelInfer(predict())) for _ in range(5)]
+    await engine.until(lambda: engine.entered == 5)
+    for number in range(400):
+        call = stub.ModelInfer(predict())
+        entered = 6 + number
+        await engine.until(lambda entered=entered: engine.entered == entered)
+        call.cancel()
+    engine.hold.set()
+    assert {(await wait).model_name for wait in waits} == {"linear"}
+    assert len(made) > 2
+
+
+async def test_what_is_under_way_is_answered_after_a_goaway(
+    peer, serving, engine, made
+) -> None:
+    engine.hold.clear()
+    asked = peer.asks(INFER, framed(predict()))
+    await peer.flush()
+    await engine.until(lambda: engine.entered == 1)
+    made[0].retire()
+    assert (await peer.until(zttp.GoAway)).error_code == zttp.H2ErrorCode.NO_ERROR
+    late = peer.asks(INFER, framed(predict()))  # sent before it was read
+    await peer.flush()
+    engine.hold.set()
+    for one in (asked, late):
+        end = await peer.until(zttp.EndOfMessage, one.stream_id)
+        assert (b"grpc-status", b"0") in end.trailers
+
+
+# -- callers who leave, or halt -------------------------------------------------------
+
+
+async def test_a_call_that_is_reset_ends_at_once(peer, engine, made) -> None:
+    engine.hold.clear()
+    asked = peer.asks(INFER, framed(predict()))
+    await peer.flush()
+    await engine.until(lambda: engine.entered == 1)
+    asked.reset(zttp.H2ErrorCode.CANCEL)
+    await peer.flush()
+    await engine.until(lambda: engine.cancelled == 1)
+    assert not made[0].streams
+
+
+async def test_calls_of_a_connection_that_is_lost_end(peer, engine, made) -> None:
+    engine.hold.clear()
+    for _ in range(3):
+        peer.asks(INFER, framed(predict()))
+    await peer.flush()
+    await engine.until(lambda: engine.entered == 3)
+    peer.writer.transport.abort()
+    await engine.until(lambda: engine.cancelled == 3)
+
+
+async def test_an_answer_that_does_not_wait_for_the_request(peer) -> None:
+    """Nobody wants the rest of it: RFC 9113, 8.1."""
+    huge = b"\0" + struct.pack(">I", 1 << 31)
+    asked = peer.asks(INFER, None)
+    asked.send_data(huge)
+    head = await peer.until(zttp.Response, asked.stream_id)
+    assert (b"grpc-status", b"8") in list(head.headers)
+    reset = await peer.until(zttp.RstStream, asked.stream_id)
+    assert reset.error_code == zttp.H2ErrorCode.NO_ERROR
+
+
+async def test_who_sends_and_does_not_let_us_read_is_not_read(
+    peer, engine, made
+) -> None:
+    """A stream's requests are answered one after the other, so the second waits; what
+    comes behind it stays in the kernel's buffers, and then in the caller's."""
+    engine.hold.clear()
+    asked = peer.asks(STREAM, None)
+    asked.send_data(framed(predict()))
+    await peer.flush()
+    await engine.until(lambda: engine.entered == 1)
+    peer.writer.transport.set_write_buffer_limits(0)
+
+    async def send() -> None:
+        while True:
+            asked.send_data(bytes(1 << 16))
+            await peer.flush()
+            while peer.client.has_pending_send():
+                peer.client.receive_data(await peer.reader.read(1 << 16))
+                while peer.client.next_event() is not zttp.NEED_DATA:
+                    pass
+                await peer.flush()
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(send(), 2)
+    (waiting,) = made[0].streams.values()
+    assert stream.UNREAD < waiting.unread < stream.UNREAD + (1 << 20)
+
+
+async def test_who_was_not_read_for_a_while_is_read_on(peer, made) -> None:
+    go = asyncio.Event()
+
+    async def late(scope, receive, send) -> None:
+        await go.wait()
+        await echo(scope, receive, send)
+
+    await peer.flush()
+    await made_of(made)
+    made[0]._app = late
+    data = bytes(range(256)) * (5 << 12)
+    asked = peer.asks(b"/late", None, b"POST", [])
+    asked.send_data(data)
+    asked.end_message()
+    coming = asyncio.create_task(peer.until(zttp.EndOfMessage, asked.stream_id))
+    async with asyncio.timeout(30):
+        while not any(  # noqa: ASYNC110
+            waiting.unread > stream.UNREAD for waiting in made[0].streams.values()
+        ):
+            await asyncio.sleep(0.01)
+    go.set()
+    await coming
+    assert peer.body(asked.stream_id) == data
+
+
+async def test_pings_without_end_that_nobody_reads_the_answers_of(
+    peer, stub, made
+) -> None:
+    """Each leaves 17 bytes to be written; so nothing more is read."""
+    await peer.flush()
+    pings = struct.pack(">BHBBI", 0, 8, 6, 0, 0) + bytes(8)
+
+    async def ping() -> None:
+        for _ in range(1 << 12):
+            peer.writer.write(pings * (1 << 12))
+            await peer.writer.drain()
+
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(ping(), 2)
+    assert made[0].full
+    assert (await stub.ServerLive(pb.ServerLiveRequest())).live
+
+
+# -- answers larger than the caller's window ------------------------------------------
+
+
+async def echo(scope, receive, send) -> None:
+    """All of the request, back in one piece."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message["body"], message["more_body"]
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.mark.parametrize("megabytes", [0, 1, 20])
+async def test_an_answer_goes_out_in_parts(peer, made, megabytes: int) -> None:
+    """Larger than the caller's window by far, and right to the last byte."""
+    data = bytes(range(256)) * (megabytes << 12) + b"."
+    await peer.flush()
+    await made_of(made)
+    made[0]._app = echo
+    asked = peer.asks(b"/echo", None, b"POST", [])
+    for at in range(0, len(data), 1 << 15):
+        asked.send_data(data[at : at + (1 << 15)])
+        await peer.flush()
+        while peer.client.has_pending_send():
+            await peer.until(zttp.WindowUpdate)
+            peer.events.clear()
+    asked.end_message()
+    await peer.until(zttp.EndOfMessage, asked.stream_id)
+    assert peer.body(asked.stream_id) == data
+
+
+async def test_an_answer_nobody_takes_waits_in_parts(peer, made) -> None:
+    async def large(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": bytes(64 << 20)})
+
+    await peer.flush()
+    await made_of(made)
+    made[0]._app = large
+    peer.asks(b"/large", b"", b"GET", [])
+    await peer.flush()
+    async with asyncio.timeout(30):
+        while not (made[0].streams and made[0].stuck):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    (waiting,) = made[0].streams.values()
+    assert 0 < waiting._out.pending_bytes <= stream.PART
+    assert made[0].stuck
+
+
+async def made_of(made) -> None:
+    async with asyncio.timeout(10):
+        while not made:  # noqa: ASYNC110 - the connection is on its way
+            await asyncio.sleep(0)
+
+
+# -- what is no gRPC ------------------------------------------------------------------
+
+
+async def test_rest_over_http2(peer) -> None:
+    asked = peer.asks(b"/v2/health/live", b"", b"GET", [])
+    head = await peer.until(zttp.Response, asked.stream_id)
+    assert head.status_code == 200
+
+
+async def test_an_error_page_has_its_body_and_head_has_none(peer) -> None:
+    wrong = peer.asks(b"/nowhere?x=%20", b"", b"GET", [])
+    assert (await peer.until(zttp.Response, wrong.stream_id)).status_code == 404
+    await peer.until(zttp.EndOfMessage, wrong.stream_id)
+    assert peer.body(wrong.stream_id)
+    head = peer.asks(b"/v2/health/live", b"", b"HEAD", [])
+    await peer.until(zttp.Response, head.stream_id)
+    await peer.until(zttp.EndOfMessage, head.stream_id)
+    assert not peer.body(head.stream_id)
+
+
+async def test_an_application_that_fails_ends_its_stream_only(
+    peer, serving, made
+) -> None:
+    async def fails(scope, receive, send) -> None:
+        raise ZeroDivisionError
+
+    await peer.flush()
+    await made_of(made)
+    made[0]._app = fails
+    wrong = peer.asks(b"/wrong", b"", b"GET", [])
+    reset = await peer.until(zttp.RstStream, wrong.stream_id)
+    assert reset.error_code == zttp.H2ErrorCode.INTERNAL_ERROR
+    right = peer.asks(INFER, framed(predict()))
+    assert await peer.until(zttp.EndOfMessage, right.stream_id)
+
+
+async def test_no_more_calls_are_taken_than_there_is_room_for(
+    peer, stub, engine, serving, monkeypatch
+) -> None:
+    monkeypatch.setattr(callers.Callers, "refuses", lambda self: True)
+    asked = peer.asks(INFER, framed(predict()))
+    reset = await peer.until(zttp.RstStream, asked.stream_id)
+    assert reset.error_code == zttp.H2ErrorCode.REFUSED_STREAM
+    assert engine.entered == 0
+
+
+# -- the limits of a connection -------------------------------------------------------
+
+
+class There:
+    """Stands for a connection that is looked at."""
+
+    def __init__(self, **said) -> None:
+        self.stuck = self.retired = False
+        self.streams: list[int] = []
+        self.heard = self.born = 0.0
+        self.ended = ""
+        self.__dict__.update(said)
+
+    def close(self) -> None:
+        self.ended = "closed"
+
+    def abort(self) -> None:
+        self.ended = "aborted"
+
+    def retire(self) -> None:
+        self.ended = "retired"
+
+
+@pytest.mark.parametrize(
+    ("said", "now", "ended"),
+    [
+        ({}, IDLE_S - 1, ""),
+        ({}, IDLE_S + 1, "closed"),
+        ({"streams": [1]}, IDLE_S + 1, ""),
+        ({"streams": [1]}, CONNECTION_AGE_S + 1, "retired"),
+        ({"heard": CONNECTION_AGE_S}, CONNECTION_AGE_S + 1, "retired"),
+        ({"retired": True}, 1, "closed"),
+        ({"retired": True, "streams": [1]}, 1, ""),
+        ({"stuck": True, "streams": [1]}, STUCK_S - 1, ""),
+        ({"stuck": True, "streams": [1]}, STUCK_S + 1, "aborted"),
+    ],
+)
+def test_a_connection_is_held_to_its_limits(said, now, ended) -> None:
+    one = There(**said)
+    callers.look_at(one, now)
+    assert one.ended == ended
+
+
+async def test_all_are_looked_at_as_long_as_somebody_is_there(
+    peer, made, monkeypatch
+) -> None:
+    monkeypatch.setattr(callers, "LOOK_S", 0.01)
+    monkeypatch.setattr(callers, "IDLE_S", -1.0)
+    await peer.flush()
+    await made_of(made)
+    made[0]._callers._look()
+    with contextlib.suppress(ConnectionError):
+        while await peer.reader.read(1 << 16):
+            pass
+    assert made[0]._over
