@@ -77,14 +77,17 @@ class Vigil:
 
     def __init__(self) -> None:
         self.calls = 0
-        self.open: dict[asyncio.Task[Any], Caller] = {}
-        self._old: dict[asyncio.Task[Any], float] = {}
+        self.open: dict[asyncio.Future[Any], Caller] = {}
+        self._old: dict[asyncio.Future[Any], float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self, caller: Caller) -> "asyncio.Task[Any]":
-        """A call begins in the current task, and must end with `del open[task]`."""
+    def begin(
+        self, caller: Caller, task: "asyncio.Future[Any] | None" = None
+    ) -> "asyncio.Future[Any]":
+        """A call begins in `task`, by default the current one, and must end with `del
+        open[task]`. (To ask which one is current takes 2 us before Python 3.12.)"""
         self.calls += 1
-        task = asyncio.current_task()
+        task = task or asyncio.current_task()
         assert task is not None
         self.open[task] = caller
         if self._timer is None:

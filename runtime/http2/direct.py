@@ -25,7 +25,7 @@ class Direct(Unary):
     async def over(self, stream: Stream) -> None:
         """Answer one call; whatever happens, nothing is raised."""
         vigil, caller = self._vigil, Caller(stream.receive)
-        task = vigil.begin(caller)
+        task = vigil.begin(caller, stream.task)
         try:
             await self._over(stream, caller)
         except asyncio.CancelledError:
