@@ -54,6 +54,28 @@ def test_a_wrong_answer_is_no_right_one():
     assert not is_right(b"", right)
 
 
+@pytest.mark.parametrize(
+    ("requests", "concurrency", "connections"),
+    [(1, 1, 1), (3_600, 32, 1), (3_601, 32, 1), (100_000, 8, 8), (10_000, 2, 8)],
+)
+def test_a_connection_is_used_for_so_many_requests_only(
+    tmp_path, monkeypatch, requests, concurrency, connections
+):
+    asked = []
+
+    def once(self, address, count, *rest) -> h2load.Told:
+        asked.append(count)
+        return h2load.Told([0.1] * count, 2.0, 3 * count, 0.5)
+
+    monkeypatch.setattr(h2load.Client, "_once", once)
+    told = h2load.Client(tmp_path, b"").run("x", requests, concurrency, connections)
+    assert sum(asked) == len(told.latencies) == requests
+    assert max(asked) <= h2load.A_CONNECTION * min(connections, concurrency)
+    assert max(asked) - min(asked) < len(asked)
+    assert (told.seconds, told.cpu) == (2.0 * len(asked), 0.5 * len(asked))
+    assert told.data == 3 * requests
+
+
 @pytest.mark.skipif(not shutil.which("h2load"), reason=h2load.HOW_TO)
 async def test_errors_are_seen_as_missing_bytes(tmp_path: Path):
     """gRPC sends an error as HTTP 200: only the bytes that are not there tell."""

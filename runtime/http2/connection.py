@@ -103,7 +103,7 @@ class Connection(asyncio.Protocol):
         # Now, for most requests are whole by now.
         for stream in begun:
             self._begin(stream)
-        self.flush_soon()
+        self._flush()  # what zttp answers by itself
 
     def pause_writing(self) -> None:
         """See asyncio.Protocol. Who does not read is not read from either: each ping
@@ -128,10 +128,13 @@ class Connection(asyncio.Protocol):
     # -- for its streams --------------------------------------------------------------
 
     def flush_soon(self) -> None:
-        """Write what there is, once all that this turn of the loop brings is there."""
-        if not self._flushing:
+        """Write what there is, once all that this turn of the loop brings is there: at
+        once if nobody else waits for an answer."""
+        if not self.streams:
+            self._flush()
+        elif not self._flushing:
             self._flushing = True
-            self.loop.call_soon(self._flush)
+            self.loop.call_soon(self._turned)
 
     def read_on(self) -> None:
         """Somebody has read what had come."""
@@ -266,8 +269,11 @@ class Connection(asyncio.Protocol):
         for stream in list(self.streams.values()):
             stream.may_go_on()
 
-    def _flush(self) -> None:
+    def _turned(self) -> None:
         self._flushing = False
+        self._flush()
+
+    def _flush(self) -> None:
         if self._over:
             return
         data = self.engine.data_to_send()
