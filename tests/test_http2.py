@@ -98,6 +98,17 @@ class Peer:
                 self.events.append(event)
             await self.flush()
 
+    async def window(self, nbytes: int) -> None:
+        """From now on streams begin with that."""
+        await self.flush()
+        self.writer.write(struct.pack(">BHBBIHI", 0, 6, 4, 0, 0, 4, nbytes))
+
+    async def more(self, number: int, nbytes: int) -> None:
+        """A stream gets more, and the connection."""
+        await self.flush()
+        for which in (number, 0):
+            self.writer.write(struct.pack(">BHBBII", 0, 4, 8, 0, which, nbytes))
+
     def body(self, number: int) -> bytes:
         return b"".join(
             e.data
@@ -211,68 +222,75 @@ async def test_calls_of_a_connection_that_is_lost_end(peer, engine, made) -> Non
     await engine.until(lambda: engine.cancelled == 3)
 
 
-async def test_an_answer_that_does_not_wait_for_the_request(peer) -> None:
+async def test_an_answer_that_does_not_wait_for_the_request(peer, made) -> None:
     """Nobody wants the rest of it: RFC 9113, 8.1."""
     huge = b"\0" + struct.pack(">I", 1 << 31)
     asked = peer.asks(INFER, None)
     asked.send_data(huge)
     head = await peer.until(zttp.Response, asked.stream_id)
     assert (b"grpc-status", b"8") in list(head.headers)
+    asked.send_data(b"more")
     reset = await peer.until(zttp.RstStream, asked.stream_id)
     assert reset.error_code == zttp.H2ErrorCode.NO_ERROR
+    assert not made[0].streams
 
 
-async def test_who_sends_and_does_not_let_us_read_is_not_read(
-    peer, engine, made
+async def test_a_request_may_end_after_its_answer(peer, made) -> None:
+    """All of the answer goes out, however small the caller's window is."""
+    await peer.until(zttp.Settings)
+    asked = peer.asks(INFER, None)
+    asked.send_data(framed(predict()))
+    end = await peer.until(zttp.EndOfMessage, asked.stream_id)
+    assert (b"grpc-status", b"0") in end.trailers
+    asked.end_message()
+    await peer.flush()
+    await made_of(made)
+    async with asyncio.timeout(10):
+        while made[0].streams:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert not made[0]._resets
+
+
+async def test_a_call_that_is_reset_in_one_breath_with_its_request(
+    peer, engine, stub, made
 ) -> None:
-    """A stream's requests are answered one after the other, so the second waits; what
-    comes behind it stays in the kernel's buffers, and then in the caller's."""
+    asked = peer.asks(INFER, framed(predict()))
+    asked.reset(zttp.H2ErrorCode.CANCEL)
+    await peer.flush()
+    assert (await stub.ServerLive(pb.ServerLiveRequest())).live
+    right = peer.asks(INFER, framed(predict()))
+    await peer.until(zttp.EndOfMessage, right.stream_id)
+    assert engine.entered == 1
+    assert not made[0].streams
+
+
+async def test_what_nobody_reads_has_an_end(peer, engine, made, monkeypatch) -> None:
+    """A stream's requests are answered one after the other, so the second waits."""
     engine.hold.clear()
     asked = peer.asks(STREAM, None)
     asked.send_data(framed(predict()))
     await peer.flush()
     await engine.until(lambda: engine.entered == 1)
-    peer.writer.transport.set_write_buffer_limits(0)
-
-    async def send() -> None:
-        while True:
-            asked.send_data(bytes(1 << 16))
-            await peer.flush()
-            while peer.client.has_pending_send():
-                peer.client.receive_data(await peer.reader.read(1 << 16))
-                while peer.client.next_event() is not zttp.NEED_DATA:
-                    pass
-                await peer.flush()
-
-    with pytest.raises(TimeoutError):
-        await asyncio.wait_for(send(), 2)
-    (waiting,) = made[0].streams.values()
-    assert stream.UNREAD < waiting.unread < stream.UNREAD + (1 << 20)
+    made[0].most = 1 << 20
+    asked.send_data(bytes(4 << 20))
+    reset = await peer.until(zttp.RstStream, asked.stream_id)
+    assert reset.error_code == zttp.H2ErrorCode.ENHANCE_YOUR_CALM
+    await engine.until(lambda: engine.cancelled == 1)
+    assert not made[0].streams
 
 
-async def test_who_was_not_read_for_a_while_is_read_on(peer, made) -> None:
-    go = asyncio.Event()
-
-    async def late(scope, receive, send) -> None:
-        await go.wait()
-        await echo(scope, receive, send)
-
-    await peer.flush()
-    await made_of(made)
-    made[0]._app = late
-    data = bytes(range(256)) * (5 << 12)
-    asked = peer.asks(b"/late", None, b"POST", [])
-    asked.send_data(data)
-    asked.end_message()
-    coming = asyncio.create_task(peer.until(zttp.EndOfMessage, asked.stream_id))
-    async with asyncio.timeout(30):
-        while not any(  # noqa: ASYNC110
-            waiting.unread > stream.UNREAD for waiting in made[0].streams.values()
-        ):
-            await asyncio.sleep(0.01)
-    go.set()
-    await coming
-    assert peer.body(asked.stream_id) == data
+async def test_a_caller_that_sends_all_before_it_reads(serving, stub, engine) -> None:
+    """Messages that wait hold up neither their own answers nor anybody else."""
+    call = stub.ModelStreamInfer()
+    request = pb.ModelInferRequest(model_name="linear", id="x" * 1_000_000)
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 64])
+    request.raw_input_contents.append(bytes(256))
+    for _ in range(20):
+        await call.write(request)
+        assert (await stub.ServerLive(pb.ServerLiveRequest(), timeout=30)).live
+    await call.done_writing()
+    answers = [answer async for answer in call]
+    assert [len(a.infer_response.id) for a in answers] == [1_000_000] * 20
 
 
 async def test_pings_without_end_that_nobody_reads_the_answers_of(
@@ -349,6 +367,110 @@ async def made_of(made) -> None:
             await asyncio.sleep(0)
 
 
+class Sized:
+    """Gives answers of a size, in place of a method's function."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+    async def __call__(self, request, call) -> pb.ModelInferResponse:
+        return pb.ModelInferResponse(raw_output_contents=[bytes(self.nbytes)])
+
+
+@pytest.fixture
+def sized(monkeypatch):
+    """ModelInfer gives answers of so many bytes."""
+
+    def by(connection, nbytes: int) -> None:
+        connection._direct[INFER]._function = Sized(nbytes)
+
+    return by
+
+
+async def test_an_answer_is_whole_though_its_request_is_not(peer, made, sized) -> None:
+    await peer.window(1000)
+    await peer.until(zttp.Settings)
+    await made_of(made)
+    sized(made[0], 10_000)
+    asked = peer.asks(INFER, None)
+    asked.send_data(framed(predict()))
+    await peer.until(zttp.Data, asked.stream_id)
+    await peer.more(asked.stream_id, 1 << 20)
+    end = await peer.until(zttp.EndOfMessage, asked.stream_id)
+    assert (b"grpc-status", b"0") in end.trailers
+    assert len(peer.body(asked.stream_id)) > 10_000
+
+
+async def test_a_deadline_that_passes_while_an_answer_waits(peer, made, sized) -> None:
+    """Its head has gone, so there is no way left to tell but a reset."""
+    await peer.window(1000)
+    await peer.until(zttp.Settings)
+    await made_of(made)
+    sized(made[0], 3 * stream.PART)
+    asked = peer.asks(
+        INFER, framed(predict()), headers=[*GRPC, (b"grpc-timeout", b"300m")]
+    )
+    await peer.until(zttp.RstStream, asked.stream_id)
+    heads = [e for e in peer.events if isinstance(e, zttp.Response)]
+    assert len(heads) == 1
+    assert not made[0].streams
+
+
+@pytest.mark.parametrize("nbytes", [20_000, 3 * stream.PART])
+async def test_a_stop_lets_answers_go_out(
+    peer, serving, made, sized, nbytes: int
+) -> None:
+    await peer.window(1000)
+    await peer.until(zttp.Settings)
+    await made_of(made)
+    sized(made[0], nbytes)
+    asked = peer.asks(INFER, framed(predict()))
+    await peer.until(zttp.Data, asked.stream_id)
+    stopping = asyncio.create_task(serving.stop(grace=30))
+    await peer.until(zttp.GoAway)
+    assert made[0].sending
+    await peer.more(asked.stream_id, 1 << 24)
+    await peer.until(zttp.EndOfMessage, asked.stream_id)
+    assert len(peer.body(asked.stream_id)) > nbytes
+    await stopping
+
+
+async def test_a_stop_does_not_wait_for_who_takes_nothing(
+    peer, serving, made, sized
+) -> None:
+    await peer.window(1000)
+    await peer.until(zttp.Settings)
+    await made_of(made)
+    sized(made[0], 3 * stream.PART)
+    asked = peer.asks(INFER, framed(predict()))
+    await peer.until(zttp.Data, asked.stream_id)
+    await serving.stop(grace=0.3)
+    with contextlib.suppress(ConnectionError):
+        while await peer.reader.read(1 << 16):
+            pass
+    assert made[0].over
+
+
+async def test_what_waits_is_progress_only_if_some_of_it_goes(
+    peer, made, sized
+) -> None:
+    """Pings are no answers taken."""
+    await peer.window(1000)
+    await peer.until(zttp.Settings)
+    await made_of(made)
+    sized(made[0], 20_000)
+    now = made[0].loop.time()
+    assert made[0].stalled(now + 100) == 0
+    asked = peer.asks(INFER, framed(predict()))
+    await peer.until(zttp.Data, asked.stream_id)
+    peer.writer.write(struct.pack(">BHBBI", 0, 8, 6, 0, 0) + bytes(8))
+    await peer.until(zttp.Ping)
+    assert made[0].stalled(now + 200) > 99
+    await peer.more(asked.stream_id, 1 << 20)
+    await peer.until(zttp.EndOfMessage, asked.stream_id)
+    assert made[0].stalled(now + 300) == 0
+
+
 # -- what is no gRPC ------------------------------------------------------------------
 
 
@@ -381,6 +503,7 @@ async def test_an_application_that_fails_ends_its_stream_only(
     wrong = peer.asks(b"/wrong", b"", b"GET", [])
     reset = await peer.until(zttp.RstStream, wrong.stream_id)
     assert reset.error_code == zttp.H2ErrorCode.INTERNAL_ERROR
+    assert (made[0]._resets, made[0].streams) == (1, {})
     right = peer.asks(INFER, framed(predict()))
     assert await peer.until(zttp.EndOfMessage, right.stream_id)
 
@@ -402,11 +525,14 @@ class There:
     """Stands for a connection that is looked at."""
 
     def __init__(self, **said) -> None:
-        self.stuck = self.retired = False
+        self.sending = self.retired = self.over = False
         self.streams: list[int] = []
-        self.heard = self.born = 0.0
+        self.heard = self.born = self.waits = 0.0
         self.ended = ""
         self.__dict__.update(said)
+
+    def stalled(self, now: float) -> float:
+        return self.waits
 
     def close(self) -> None:
         self.ended = "closed"
@@ -424,12 +550,15 @@ class There:
         ({}, IDLE_S - 1, ""),
         ({}, IDLE_S + 1, "closed"),
         ({"streams": [1]}, IDLE_S + 1, ""),
+        ({"sending": True}, IDLE_S + 1, ""),
         ({"streams": [1]}, CONNECTION_AGE_S + 1, "retired"),
         ({"heard": CONNECTION_AGE_S}, CONNECTION_AGE_S + 1, "retired"),
         ({"retired": True}, 1, "closed"),
         ({"retired": True, "streams": [1]}, 1, ""),
-        ({"stuck": True, "streams": [1]}, STUCK_S - 1, ""),
-        ({"stuck": True, "streams": [1]}, STUCK_S + 1, "aborted"),
+        ({"retired": True, "sending": True}, 1, ""),
+        ({"waits": STUCK_S - 1.0, "streams": [1], "sending": True}, 1, ""),
+        ({"waits": STUCK_S + 1.0, "streams": [1], "sending": True}, 1, "aborted"),
+        ({"over": True}, 1, "aborted"),
     ],
 )
 def test_a_connection_is_held_to_its_limits(said, now, ended) -> None:
@@ -449,4 +578,4 @@ async def test_all_are_looked_at_as_long_as_somebody_is_there(
     with contextlib.suppress(ConnectionError):
         while await peer.reader.read(1 << 16):
             pass
-    assert made[0]._over
+    assert made[0].over

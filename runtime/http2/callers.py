@@ -56,20 +56,30 @@ class Callers:
         for connection in list(self._there):
             connection.abort()
 
+    @property
+    def sending(self) -> bool:
+        """Somebody has not got all of an answer yet."""
+        return any(connection.sending for connection in self._there)
+
     def _look(self) -> None:
         """At all of them, now and then."""
-        now = self._loop.time()
+        now, self._timer = self._loop.time(), None
+        if self._there:
+            self._timer = self._loop.call_later(LOOK_S, self._look)
         for connection in list(self._there):
             look_at(connection, now)
-        self._timer = self._loop.call_later(LOOK_S, self._look) if self._there else None
 
 
 def look_at(connection: Connection, now: float) -> None:
     """Hold one to its limits. `now`: on the event loop's clock."""
-    silent = now - connection.heard
-    if connection.stuck and silent > STUCK_S:
+    silent, stalled = now - connection.heard, connection.stalled(now)
+    if connection.over or stalled > STUCK_S:
+        # Closed before, and not even that was taken; or what it has waits for too long.
         connection.abort()
-    elif not connection.streams and (silent > IDLE_S or connection.retired):
+    elif connection.streams or connection.sending:
+        if now - connection.born > CONNECTION_AGE_S:
+            connection.retire()
+    elif connection.retired or silent > IDLE_S:
         connection.close()
     elif now - connection.born > CONNECTION_AGE_S:
         connection.retire()

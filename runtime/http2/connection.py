@@ -20,7 +20,7 @@ import zttp
 from runtime.asgi.application import is_grpc
 from runtime.asgi.types import Asgi, Message
 from runtime.http2.direct import Direct
-from runtime.http2.stream import UNREAD, Stream
+from runtime.http2.stream import Stream
 from runtime.limits import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S
 
 STREAMS, RESETS = 3_700, 100
@@ -51,27 +51,30 @@ class Callers(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """`direct` answers calls with one message, by their path, `app` the others."""
+    """`direct` answers calls with one message, by their path, `app` the others. `most`:
+    bytes of a request that may wait for whoever answers it. `heard`: when something
+    came."""
 
     def __init__(
         self,
         direct: Mapping[bytes, Direct],
         app: Asgi,
         callers: Callers,
+        most: int,
     ) -> None:
         self._direct = direct
         self._app = app
         self._callers = callers
+        self.most = most
         self.loop = asyncio.get_running_loop()
         self.engine = zttp.Connection(zttp.SERVER, protocol=zttp.HTTP2)
         self.streams: dict[int, Stream] = {}
-        self.born = self.heard = self.loop.time()
+        self.born = self.heard = self._moved = self.loop.time()
         self.full = False
         """The kernel takes no more for now."""
         self._count = self._resets = 0
-        self.retired = False
+        self.retired = self.over = False
         self._flushing = False
-        self._over = False
         self._transport: Any = None
         self._peer: tuple[str, int] | None = None
 
@@ -114,12 +117,13 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """See asyncio.Protocol."""
         self.full = False
-        self.read_on()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
         self._may_go_on()
 
     def connection_lost(self, error: Exception | None) -> None:
         """See asyncio.Protocol."""
-        self._over = True
+        self.over = True
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             stream.left()
@@ -136,67 +140,73 @@ class Connection(asyncio.Protocol):
             self._flushing = True
             self.loop.call_soon(self._turned)
 
-    def read_on(self) -> None:
-        """Somebody has read what had come."""
-        unread = any(stream.unread > UNREAD for stream in self.streams.values())
-        if not (self.full or unread or self._transport.is_closing()):
-            self._transport.resume_reading()
+    def forget(self, number: int) -> None:
+        """A stream is over."""
+        self.streams.pop(number, None)
 
-    def answered(self, number: int, stream: Stream) -> None:
-        """A stream's answer is complete. Of a request that is not nobody wants the
-        rest (RFC 9113, 8.1)."""
-        if stream.whole:
-            self._forget(number)
-        else:
-            self.loop.call_soon(self._stop_sending, number)
+    def dropped(self, number: int) -> None:
+        """A stream was reset, by us or by the caller: zttp counts those."""
+        self.streams.pop(number, None)
+        self._resets += 1
+        if self._resets >= RESETS:
+            self.retire()
+        self.flush_soon()
 
     # -- for who listens --------------------------------------------------------------
 
     def retire(self) -> None:
         """The caller is to make its next call over another connection."""
-        if not (self.retired or self._over):
+        if not (self.retired or self.over):
             self.retired = True
             self.engine.close(zttp.H2ErrorCode.NO_ERROR, ANY_STREAM)
-            self.flush_soon()
+            self._flush()
 
     def close(self) -> None:
         """End it; what was written before goes out."""
-        if not self._over:
+        if not self.over:
+            self.engine.close()  # calls that were never seen here may be made again
             self._flush()
-            self._over = True
+            self.over = True
             self._transport.close()
 
     def abort(self) -> None:
         """End it at once."""
-        self._over = True
+        self.over = True
         self._transport.abort()
 
     @property
     def stuck(self) -> bool:
         """Answers wait for a caller who does not take them."""
-        return self.full or self.engine.has_pending_send()
+        waiting = self.engine.has_pending_send()
+        return waiting or self._transport.get_write_buffer_size() > 0
+
+    @property
+    def sending(self) -> bool:
+        """So does the rest of one that was not given to zttp so far."""
+        return self.stuck or any(stream.waits for stream in self.streams.values())
+
+    def stalled(self, now: float) -> float:
+        """Seconds for which they have waited and the caller has made no room for more.
+        To be asked now and then; `now`: on the event loop's clock."""
+        if not self.sending:
+            self._moved = now
+        return now - self._moved
 
     # -- events -----------------------------------------------------------------------
 
     def _happened(self, event: zttp.Event, begun: list[Stream]) -> None:
         if isinstance(event, zttp.Data):
-            self._came(event)
+            if event.stream_id in self.streams:
+                self.streams[event.stream_id].came(event.data)
         elif isinstance(event, zttp.EndOfMessage):
             if event.stream_id in self.streams:
                 self.streams[event.stream_id].ended()
         elif isinstance(event, zttp.Request):
             self._asked(event, begun)
         elif isinstance(event, zttp.RstStream):
-            self._reset(event.stream_id)
+            self._called_off(event.stream_id)
         elif isinstance(event, zttp.WindowUpdate | zttp.Settings):
             self._may_go_on()
-
-    def _came(self, data: zttp.Data) -> None:
-        stream = self.streams.get(data.stream_id)
-        if stream is not None:
-            stream.came(data.data)
-            if stream.unread > UNREAD:
-                self._transport.pause_reading()
 
     def _asked(self, request: zttp.Request, begun: list[Stream]) -> None:
         number = request.stream_id
@@ -205,19 +215,17 @@ class Connection(asyncio.Protocol):
             self.retire()
         if self._callers.refuses():
             self.engine.stream(number).reset(zttp.H2ErrorCode.REFUSED_STREAM)
-            self._gone()
+            self.dropped(number)
             return
         stream = self.streams[number] = Stream(self, request)
         begun.append(stream)
 
     def _begin(self, stream: Stream) -> None:
+        if stream.gone:  # called off in the same breath
+            return
         request = stream.request
         direct = self._direct.get(request.path)
-        if (
-            direct is not None
-            and request.method == b"POST"
-            and is_grpc(request.headers)
-        ):
+        if direct and request.method == b"POST" and is_grpc(request.headers):
             stream.task = self.loop.create_task(direct.over(stream))
             return
         answering = self._app(self._scope(request), stream.receive, stream.send)
@@ -242,30 +250,14 @@ class Connection(asyncio.Protocol):
             "extensions": _EXTENSIONS,
         }
 
-    def _reset(self, number: int) -> None:
-        self._gone()
-        stream = self.streams.pop(number, None)
+    def _called_off(self, number: int) -> None:
+        stream = self.streams.get(number)
+        self.dropped(number)
         if stream is not None:
             stream.left()
-            self.read_on()
-
-    def _gone(self) -> None:
-        self._resets += 1
-        if self._resets >= RESETS:
-            self.retire()
-
-    def _stop_sending(self, number: int) -> None:
-        stream = self.streams.get(number)
-        if stream is not None and not stream.whole and not self._over:
-            self.engine.stream(number).reset(zttp.H2ErrorCode.NO_ERROR)
-            self._gone()
-        self._forget(number)
-        self.flush_soon()
-
-    def _forget(self, number: int) -> None:
-        self.streams.pop(number, None)
 
     def _may_go_on(self) -> None:
+        self._moved = self.loop.time()
         for stream in list(self.streams.values()):
             stream.may_go_on()
 
@@ -274,7 +266,7 @@ class Connection(asyncio.Protocol):
         self._flush()
 
     def _flush(self) -> None:
-        if self._over:
+        if self.over:
             return
         data = self.engine.data_to_send()
         if data:

@@ -12,7 +12,7 @@ from runtime.asgi.metadata import CONTENT_TYPE, OK, Headers, check_size, timeout
 from runtime.asgi.telling import hand, status_for
 from runtime.asgi.unary import Unary, events_of
 from runtime.asgi.vigil import Caller
-from runtime.http2.stream import PART, Stream
+from runtime.http2.stream import PART, CallerLeft, Stream
 from runtime.status import Code
 
 _PLAIN = b"identity"
@@ -28,7 +28,7 @@ class Direct(Unary):
         task = vigil.begin(caller, stream.task)
         try:
             await self._over(stream, caller)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, CallerLeft):
             await self._cancelled(caller, stream.send)
         except Exception as error:  # noqa: BLE001 (the border: nothing passes)
             await self._ended(status_for(error, self._path), stream.send)
@@ -36,6 +36,7 @@ class Direct(Unary):
             self._on_end(self._path, Code.OK)
         finally:
             del vigil.open[task]
+            stream.abandon()
 
     async def _over(self, stream: Stream, caller: Caller) -> None:
         headers = dict(stream.request.headers)

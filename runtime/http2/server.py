@@ -27,6 +27,9 @@ from runtime.stopping import told_to_stop
 
 _log = structlog.get_logger()
 
+UNREAD = 1 << 20
+"""Bytes of a request above the largest message that may wait for who answers it."""
+
 
 class Serving:
     """A running server; `address` is the one to dial, `port` the one it got."""
@@ -88,8 +91,13 @@ class Serving:
         # with UNAVAILABLE and a hint if it calls here all the same. (Not who connects
         # from now on: told so before its first call, it has failed to connect.)
         self._callers.retire()
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + grace
         drain = asyncio.ensure_future(self._engine.drain())
         await asyncio.wait({drain}, timeout=grace)
+        # The engine is done with a call before its caller has all of the answer.
+        while self._callers.sending and loop.time() < ends:  # noqa: ASYNC110
+            await asyncio.sleep(QUIET_S)
         if not drain.done():
             _log.warning("the grace is over, running calls are cut")
             self._vigil.cut()
@@ -156,7 +164,7 @@ async def start(
     serving = Serving(engine, answering.health, vigil, callers, options.grace)
 
     def connected() -> Connection:
-        return Connection(direct, app, callers)
+        return Connection(direct, app, callers, limit + UNREAD)
 
     loop = asyncio.get_running_loop()
     if address.startswith("unix:"):

@@ -8,6 +8,7 @@ leaves: 60 MiB given at once took 19 s to go. So it gets a part at a time.
 """
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING
 
 import zttp
@@ -21,11 +22,7 @@ if TYPE_CHECKING:
 PART = 256 << 10
 """Bytes of an answer that zttp has at a time."""
 
-OK = 200
-
-UNREAD = 1 << 20
-"""Bytes of a request that wait for whoever answers it, until no more are read."""
-
+_OK = 200
 _LEFT: Message = {"type": "http.disconnect"}
 
 
@@ -34,12 +31,14 @@ class CallerLeft(OSError):
 
 
 class Stream:
-    """`task`: answers it. `whole`: all of the request has come."""
+    """`task`: answers it. `whole`: all of the request has come; `answered`: all of the
+    answer is zttp's. `gone`: its caller is, or wants it no more. `waits`: its answer
+    does, for the caller to take some."""
 
     __slots__ = (
-        "_answered", "_bodyless", "_chunks", "_connection", "_given", "_left",
-        "_number", "_out", "_room", "_start", "_trailers", "_waiting", "request",
-        "task", "unread", "whole",
+        "_bodyless", "_chunks", "_connection", "_given", "_headed", "_number", "_out",
+        "_room", "_start", "_trailers", "_unread", "_waiting", "answered", "gone",
+        "request", "task", "whole",
     )  # fmt: skip
 
     def __init__(self, connection: "Connection", request: zttp.Request) -> None:
@@ -49,36 +48,53 @@ class Stream:
         self._out = connection.engine.stream(request.stream_id)
         self.task: asyncio.Future[None] | None = None
         self.whole: bool = request.end_stream
-        self.unread = 0
+        self.answered = self.gone = False
         self._chunks: list[bytes] = []
+        self._unread = 0
         self._given = False
         """That the request is whole, too."""
-        self._left = False
-        self._answered = False
         self._bodyless = request.method == b"HEAD"
         self._start: Message | None = None
+        self._headed = False
+        """The answer's head has gone."""
         self._trailers = False
         self._waiting: asyncio.Future[Message] | None = None
         self._room: asyncio.Future[None] | None = None
 
+    @property
+    def waits(self) -> bool:
+        """See Stream."""
+        return self._room is not None
+
     # -- what comes -------------------------------------------------------------------
 
     def came(self, data: bytes) -> None:
-        """A part of the body."""
-        if self._answered:
+        """A part of the body. Once it is answered nobody wants more of a request (RFC
+        9113, 8.1); and of one that nobody reads there is an end: zttp lets its caller
+        send on without any."""
+        if self.answered:
+            if not self._out.pending_bytes:
+                self._reset(zttp.H2ErrorCode.NO_ERROR)
             return
         self._chunks.append(data)
-        self.unread += len(data)
+        self._unread += len(data)
+        if self._unread > self._connection.most:
+            self._reset(zttp.H2ErrorCode.ENHANCE_YOUR_CALM)
+            self.left()
+            return
         self._wake()
 
     def ended(self) -> None:
         """The request is whole."""
         self.whole = True
-        self._wake()
+        if self.answered:
+            self._connection.forget(self._number)
+        else:
+            self._wake()
 
     def left(self) -> None:
         """The caller has gone, or has called it off: nobody needs the answer."""
-        self._left = True
+        self.gone = True
         self._wake()
         self.may_go_on()
         if self.task is not None:
@@ -94,7 +110,7 @@ class Stream:
         """The whole body if it has come in one piece, and nobody has read of it."""
         if not self.whole or len(self._chunks) != 1:
             return None
-        self._given, self.unread = True, 0
+        self._given, self._unread = True, 0
         return self._chunks.pop()
 
     def give_back(self, body: bytes | None) -> None:
@@ -107,7 +123,7 @@ class Stream:
         """ASGI: the next part of the request. Once it is whole, the caller's end."""
         future: asyncio.Future[Message] = self._connection.loop.create_future()
         self._waiting = future
-        if self._chunks or self.whole or self._left:
+        if self._chunks or self.whole or self.gone:
             self._wake()
         return future
 
@@ -115,15 +131,12 @@ class Stream:
         future = self._waiting
         if future is None or future.done():
             return
-        if self._left:
+        if self.gone:
             future.set_result(_LEFT)
         elif self._chunks or (self.whole and not self._given):
             chunks = self._chunks
             body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            self._chunks, self._given = [], self.whole
-            held_up, self.unread = self.unread > UNREAD, 0
-            if held_up:
-                self._connection.read_on()
+            self._chunks, self._given, self._unread = [], self.whole, 0
             more = not self.whole
             future.set_result({"type": "http.request", "body": body, "more_body": more})
 
@@ -132,7 +145,7 @@ class Stream:
     async def send(self, message: Message) -> None:
         """ASGI: a part of the answer; returns when there is room for the next. Raises
         CallerLeft."""
-        if self._left:
+        if self.gone:
             raise CallerLeft
         kind = message["type"]
         try:
@@ -146,36 +159,47 @@ class Stream:
             raise CallerLeft from None
         self._connection.flush_soon()
 
-    async def _body(self, message: Message) -> None:
-        """A part, or the whole, or that there is none: then the head is the end too
-        (gRPC's "Trailers-Only")."""
-        start, body = self._start, message["body"]
-        last = not (message.get("more_body") or self._trailers)
-        if start is not None:
-            self._start = None
-            self._trailers = start.get("trailers", False)
-            last = last and not self._trailers
-            body = b"" if self._bodyless else body
-            alone = last and not body
-            self._out.send_response(start["status"], start["headers"], alone)
-            if alone:
-                self._over()
-                return
-        if body and not self._bodyless:
-            await self._give(body)
-        if last:
-            self._end(None)
-
     def answer(self, head: Headers, body: bytes, trailers: Headers) -> None:
         """All of a small answer. Raises CallerLeft."""
+        if self.gone:
+            raise CallerLeft
         try:
             out = self._out
-            out.send_response(OK, head)
+            out.send_response(_OK, head)
+            self._headed = True
             out.send_data(body)
             self._end(trailers)
         except zttp.LocalProtocolError:
             raise CallerLeft from None
         self._connection.flush_soon()
+
+    def abandon(self) -> None:
+        """Nobody answers it any more. What has no end so far ends with a reset."""
+        if not (self.answered or self.gone):
+            self.gone = True
+            self._reset(zttp.H2ErrorCode.INTERNAL_ERROR)
+
+    async def _body(self, message: Message) -> None:
+        """A part, or the whole, or that there is none: then the head is the end too
+        (gRPC's "Trailers-Only")."""
+        start, body = self._start, message["body"]
+        body = b"" if self._bodyless else body
+        if start is not None:
+            self._start = None
+            self._trailers = start.get("trailers", False)
+            if self._headed:  # a status instead of the rest of an answer: too late
+                self.abandon()
+                return
+            self._headed = True
+            alone = not (body or message.get("more_body") or self._trailers)
+            self._out.send_response(start["status"], start["headers"], alone)
+            if alone:
+                self._over()
+                return
+        if body:
+            await self._give(body)
+        if not (message.get("more_body") or self._trailers):
+            self._end(None)
 
     async def _give(self, body: bytes) -> None:
         out = self._out
@@ -188,7 +212,7 @@ class Stream:
                 self._connection.flush_soon()
                 self._room = self._connection.loop.create_future()
                 await self._room
-                if self._left:
+                if self.gone:
                     raise CallerLeft
             out.send_data(view[at : at + PART])
 
@@ -197,16 +221,13 @@ class Stream:
         self._over()
 
     def _over(self) -> None:
-        self._answered = True
-        self._connection.answered(self._number, self)
+        self.answered = True
+        self._chunks.clear()
+        if self.whole:
+            self._connection.forget(self._number)
 
-    def abandon(self) -> None:
-        """There will be no more of an answer that has begun, or none at all."""
-        if self._answered or self._left:
-            return
-        self._answered = True
-        try:
-            self._out.reset(zttp.H2ErrorCode.INTERNAL_ERROR)
-        except zttp.LocalProtocolError:
-            return
-        self._connection.flush_soon()
+    def _reset(self, code: zttp.H2ErrorCode) -> None:
+        """From our side; the caller is told."""
+        with contextlib.suppress(zttp.LocalProtocolError):
+            self._out.reset(code)
+        self._connection.dropped(self._number)
