@@ -1,4 +1,4 @@
-"""Both front ends under what the world does to servers: which one stands it better?
+"""All front ends under what the world does to servers: which one stands it best?
 
 Each front end serves the same three models in a process of its own, in turns:
 

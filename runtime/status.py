@@ -2,7 +2,7 @@
 
 Owns: the gRPC code, the HTTP code and the retry hint of every error type, the last look
 at a text before it leaves, and the log line for what the caller is not told. Must not:
-import grpc (two front ends and REST share this), or let a text through that nobody
+import grpc (the front ends and REST share this), or let a text through that nobody
 wrote for a client.
 
 An error type that is not in the table, nor any of its ancestors, is a bug of ours: the

@@ -9,6 +9,7 @@ import pytest
 
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc as rpc
+from runtime.commands import Failed, serve
 from runtime.counts import Counts
 from runtime.limits import CONNECTION_AGE_S, IDLE_S, STUCK_S
 from runtime.metrics import Metrics
@@ -579,3 +580,9 @@ async def test_all_are_looked_at_as_long_as_somebody_is_there(
         while await peer.reader.read(1 << 16):
             pass
     assert made[0].over
+
+
+def test_without_the_extra_serve_says_what_to_install(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    with pytest.raises(Failed, match=r"pip install 'hotset\[zttp\]'"):
+        serve.serve(store=str(tmp_path), frontend="zttp")

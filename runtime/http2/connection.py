@@ -12,7 +12,7 @@ one, which every gRPC client makes by itself, and what is under way is answered.
 import asyncio
 import socket
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Protocol, cast
 from urllib.parse import unquote
 
 import zttp
@@ -75,14 +75,14 @@ class Connection(asyncio.Protocol):
         self._count = self._resets = 0
         self.retired = self.over = False
         self._flushing = False
-        self._transport: Any = None
+        self._transport: asyncio.Transport
         self._peer: tuple[str, int] | None = None
 
     # -- asyncio.Protocol -------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio.Protocol."""
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
         peer = transport.get_extra_info("peername")
         self._peer = (peer[0], peer[1]) if isinstance(peer, tuple) else None
         _keep_alive(transport.get_extra_info("socket"))
