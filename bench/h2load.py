@@ -10,7 +10,6 @@ import itertools
 import os
 import re
 import shutil
-import struct
 import subprocess
 import time
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.traffic import METHOD
+from runtime.asgi.framing import framed as framed
 
 PROGRAM = "h2load"
 HOW_TO = (
@@ -26,6 +26,10 @@ HOW_TO = (
 )
 LONGEST_S = 120.0
 """A run that takes longer than this is hung."""
+
+A_CONNECTION = 3_600
+"""Requests over one connection, then a new one is made: a server may ask for that
+(GOAWAY), which h2load does not follow and every gRPC client does."""
 
 HEADERS = ("content-type: application/grpc", "te: trailers")
 
@@ -57,16 +61,6 @@ class Told:
 def missing() -> str:
     """Why it cannot be used; empty if it can."""
     return "" if shutil.which(PROGRAM) else HOW_TO
-
-
-def framed(message: bytes) -> bytes:
-    """A gRPC message as it goes over the wire: not compressed, its length, itself."""
-    return b"\0" + struct.pack(">I", len(message)) + message
-
-
-A_CONNECTION = 3_600
-"""Requests over one connection, then a new one is made: a server may ask for that
-(GOAWAY), which h2load does not follow and every gRPC client does."""
 
 
 class Client:

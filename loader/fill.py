@@ -1,6 +1,8 @@
 """Filling a block with a model's bytes, from the disk tier or the store.
 
     disk     read -> verify -> place; a file that is wrong goes, and the store is asked
+    tap      draw -> verify -> place, from a near store; whatever is wrong with it, the
+             store is asked as if there were none
     store    fetch -> verify -> place; the disk tier gets the bytes behind our back
 
 Owns: these steps and their order. Must not: know graphs, budgets or leases, whose
@@ -29,6 +31,7 @@ from loader.spool import Spool
 from loader.store import Changed, Missing, Store
 from loader.tap import Dry, Tap
 from loader.threads import to_its_end
+from loader.turns import ERRAND
 from loader.verify import Damaged
 
 THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))
@@ -40,7 +43,8 @@ class Filler:
     """One for a loader. One event loop. `threads`: see THREADS. `step`: see Pouring.
     `inline`: a small file that is in the page cache may keep the event loop, if it
     comes alone: a thread is woken some 0.1 ms late, and back. `tap`: of the
-    store, which is the caller's to close; each read of it asks for the interpreter."""
+    store, and the threads that draw from it, which may all be kept waiting; it is the
+    caller's to close, and each read of it asks for the interpreter."""
 
     def __init__(
         self,
@@ -53,7 +57,7 @@ class Filler:
         threads: int = THREADS,
         step: int = LARGEST,
         inline: bool = False,
-        tap: Tap | None = None,
+        tap: tuple[Tap, Executor] | None = None,
     ) -> None:
         self._store = store
         self._placings = placings
@@ -137,9 +141,11 @@ class Filler:
 
     async def _from_tap(self, spec: Wanted, room: Room) -> Filled | None:
         """None: it has to come another way, which can also tell what is wrong."""
-        tap, file = self._tap, spec.weights
-        if tap is None or not (tap.runs and self._ranges.near):
+        if self._tap is None or not self._ranges.near:
             return None
+        (tap, threads), file, errand = self._tap, spec.weights, ERRAND.get()
+        if not tap.runs or not (errand is None or errand.urgent):
+            return None  # what waits for its turn would keep a connection waiting
         known = self._placings.of(file.identity)
         kept = self._spool is not None and self._spool.wants(file.identity, file.size)
         if known is None or kept or file.chunks is None:
@@ -148,14 +154,17 @@ class Filler:
 
         async def feed(pouring: Pouring) -> None:
             draught = Draught(pouring, tap, path, file, etag)
-            await draught.pour(self._executor)
+            await draught.pour(threads)
             self._ranges.seen(spec, draught.etag)
+            self._ranges.began(draught.began_s)
 
         try:
             filled = await self._pour(
                 spec, room, known, "store", time.perf_counter(), feed
             )
-        except (Dry, Damaged) as error:
+        except Damaged:
+            return None  # it is the file's, or one bit's
+        except Dry as error:
             tap.rest(str(error))
             return None
         tap.ran()

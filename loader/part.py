@@ -36,6 +36,14 @@ class Part:
     etag: str | None
 
 
+def agreed(known: str | None, etag: str | None) -> str | None:
+    """The ETag of a file whose next part has `etag`: none is put together from two.
+    None: the store does not say. Raises Changed."""
+    if known is not None and etag is not None and etag != known:
+        raise Changed
+    return known if etag is None else etag
+
+
 class Missing(Exception):
     """There is no object at that path. The caller knows what that means."""
 

@@ -26,8 +26,9 @@ from cachetools import LRUCache
 
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.header import LENGTH_BYTES
+from loader.part import agreed
 from loader.room import Wanted
-from loader.store import Changed, Missing, Store
+from loader.store import Missing, Store
 from loader.threads import settled
 from loader.verify import Damaged
 
@@ -92,14 +93,14 @@ class Ranges:
         if not spec.weights.size:
             raise ArtifactRefused(spec.weights.name, "is empty")
         known = self.etag(spec)
-        reading = Reading(self._store, self._slots, spec, known, self.near, self._began)
+        reading = Reading(self._store, self._slots, spec, known, self.near, self.began)
         try:
             yield reading
         finally:
             await reading.close()
         self.seen(spec, reading.etag)
 
-    def _began(self, seconds: float) -> None:
+    def began(self, seconds: float) -> None:
         """An answer of the store's began so long after it was asked for."""
         slower = self._quickest + (seconds - self._quickest) * FORGET
         self._quickest = min(seconds, slower)
@@ -246,14 +247,9 @@ class Reading:
                         file.name,
                         f"has {part.size} bytes, model.json says {file.size}",
                     )
-                self._agree(part.etag)
+                self.etag = agreed(self.etag, part.etag)
                 async for piece in pieces:
                     yield piece
-
-    def _agree(self, etag: str | None) -> None:
-        if self.etag is not None and etag is not None and etag != self.etag:
-            raise Changed
-        self.etag = self.etag if etag is None else etag
 
 
 def _name(spec: Wanted) -> tuple[str, str]:

@@ -29,7 +29,7 @@ from loader.part import PIECE
 from loader.part import Changed as Changed
 from loader.part import Missing as Missing
 from loader.part import Part as Part
-from loader.store_options import client_options, s3_config, tls
+from loader.store_options import client_options, s3_config, tls, unsigned
 from loader.tap import Tap
 
 if TYPE_CHECKING:
@@ -126,7 +126,9 @@ class Store:
                 f"--store: this {scheme}:// URL and its environment do not make a store"
             ) from error
         store = cls(backend, scheme)
-        if options.get("proxy_url") == NOWHERE:  # else the way out is the operator's
+        # Where that is not so the way out is the operator's.
+        ours = options.get("proxy_url") == NOWHERE and not unsigned(environ)
+        if ours and isinstance(backend, S3Store):
             store._tls = tls(environ)
         return store
 
@@ -136,8 +138,8 @@ class Store:
         if self._tls is None or not isinstance(backend, S3Store):
             return None
 
-        def sign(path: str) -> str:
-            return obstore.sign(backend, "GET", path, SIGNED_FOR)
+        async def sign(path: str) -> str:
+            return await obstore.sign_async(backend, "GET", path, SIGNED_FOR)
 
         return Tap(sign, self._tls)
 

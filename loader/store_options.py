@@ -29,11 +29,17 @@ def s3_config(environ: Mapping[str, str]) -> dict[str, str]:
     virtual = environ.get("S3_USER_VIRTUAL_BUCKET", "")  # sic: KServe's own spelling
     if virtual:
         config["virtual_hosted_style_request"] = str(_true(virtual)).lower()
-    if _true(environ.get("awsAnonymousCredential", "")):
+    if unsigned(environ):
         config["skip_signature"] = "true"
     if "AWS_REGION" not in environ and "AWS_DEFAULT_REGION" not in environ:
         config["region"] = "us-east-1"
     return config
+
+
+def unsigned(environ: Mapping[str, str]) -> bool:
+    """Requests go without a signature; to make one, keys would be looked for."""
+    names = ("awsAnonymousCredential", "AWS_SKIP_SIGNATURE")
+    return any(_true(environ.get(name, "")) for name in names)
 
 
 def client_options(environ: Mapping[str, str]) -> "ClientConfig":
@@ -58,7 +64,10 @@ def client_options(environ: Mapping[str, str]) -> "ClientConfig":
 
 def tls(environ: Mapping[str, str]) -> ssl.SSLContext:
     """The same, for connections of our own (loader/tap.py)."""
-    context = ssl.create_default_context(cafile=environ.get("AWS_CA_BUNDLE") or None)
+    context = ssl.create_default_context()
+    bundle = environ.get("AWS_CA_BUNDLE", "")
+    if bundle:
+        context.load_verify_locations(bundle)
     if "S3_VERIFY_SSL" in environ and not _true(environ["S3_VERIFY_SSL"]):
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

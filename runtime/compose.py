@@ -24,6 +24,7 @@ from loader.manifest import ModelSpec
 from loader.model import Model
 from loader.store import Store
 from runtime.announcement import announced as announced
+from runtime.asgi.vigil import Vigil
 from runtime.batch import Batcher
 from runtime.cache import Bounds, ModelCache
 from runtime.catalog import Catalog
@@ -66,11 +67,14 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
         engine = await stack.enter_async_context(
             composed(settings, counts, lost.set, store)
         )
-        app = application(engine, metrics, info, settings.max_message)
+        vigil = Vigil()
+        app = application(engine, metrics, info, settings.max_message, vigil)
         http_port = await stack.enter_async_context(
             listening(app, settings.host, settings.http_port)
         )
-        serving = await stack.enter_async_context(await grpc_of(engine, settings, app))
+        serving = await stack.enter_async_context(
+            await grpc_of(engine, settings, app, vigil)
+        )
         # Before we say that we serve: who is told so may well end us at once.
         told = asyncio.ensure_future(serving.told_to_stop())
         await asyncio.sleep(0)
@@ -95,9 +99,14 @@ class Serving(Protocol):
 
 
 async def grpc_of(
-    engine: Engine, settings: Settings, app: "Starlette", reuse_port: bool = False
+    engine: Engine,
+    settings: Settings,
+    app: "Starlette",
+    vigil: Vigil,
+    reuse_port: bool = False,
 ) -> contextlib.AbstractAsyncContextManager[Serving]:
-    """The gRPC server of an engine, listening as the settings say. `app`: REST."""
+    """The gRPC server of an engine, listening as the settings say. `app`: REST,
+    whose predicts `vigil` sees."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"{host}:{settings.grpc_port}"
     options = Options(
@@ -110,7 +119,9 @@ async def grpc_of(
         # Imported here: it is an extra.
         from runtime.http2.server import start as start_zttp
 
-        return await start_zttp(engine, address=address, options=options, rest=app)
+        return await start_zttp(
+            engine, address=address, options=options, rest=app, vigil=vigil
+        )
     return await start(engine, address=address, options=options)
 
 

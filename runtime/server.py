@@ -31,14 +31,13 @@ from runtime.limits import (
     MAX_METADATA,
     PENDING_HARD,
     PENDING_SOFT,
-    QUIET_S,
 )
 from runtime.limits import Options as Options
 from runtime.methods import Service
 from runtime.ports import CannotListen as CannotListen
 from runtime.services import services_of
 from runtime.status import Code
-from runtime.stopping import told_to_stop
+from runtime.stopping import drained, quiet, told_to_stop
 
 _log = structlog.get_logger()
 
@@ -100,28 +99,13 @@ class Serving:
         await asyncio.wait({drain}, timeout=grace)
         if not drain.done():
             _log.warning("the grace is over, running calls are cut")
-        await self._quiet()
+        # Calls that reach grpc's core in the very moment it stops are dropped as
+        # CANCELLED, which no client retries; our refusal is UNAVAILABLE, which all do.
+        await quiet(lambda: self._border.calls)
         # Nothing that answers runs any more, but idle streams may be open for ever.
         await self._server.stop(LAST_WORDS_S)
         # stop() can return while handlers still run: the engine waits for its leases.
-        await asyncio.wait({drain}, timeout=LAST_WORDS_S)
-        if not drain.done():
-            _log.error("the engine did not drain, leaving all the same")
-            drain.cancel()
-            return
-        drain.result()
-
-    async def _quiet(self) -> None:
-        """Refuse on until nobody calls any more, or LAST_WORDS_S have passed.
-
-        Calls that reach grpc's core in the very moment it stops are dropped as
-        CANCELLED, which no client retries; our refusal is UNAVAILABLE, which all do.
-        """
-        for _ in range(int(LAST_WORDS_S / QUIET_S)):
-            before = self._border.calls
-            await asyncio.sleep(QUIET_S)
-            if self._border.calls == before:
-                return
+        await drained(drain)
 
 
 async def start(

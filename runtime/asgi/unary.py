@@ -5,7 +5,7 @@ method does. Streams are in runtime/asgi/streaming.py.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from runtime.asgi.ended import Ended
@@ -78,17 +78,9 @@ class Unary:
         task = vigil.begin(caller)
         try:
             headers = dict(scope["headers"])
-            check_size(headers)
-            if b"grpc-timeout" in headers:
-                caller.give_up_after(timeout_of(headers[b"grpc-timeout"]))
+            self._heeded(headers, caller)
             flag, payload = await self._read(first, receive)
-            caller.watched = True
-            encoding = _PLAIN
-            if flag:
-                encoding = headers.get(b"grpc-encoding", _PLAIN)
-                payload = await inflated(flag, payload, encoding, self._limit)
-            reply = await self._function(self._parse(payload), caller)
-            answer = self._written(reply)
+            answer, encoding = await self._answered(headers, caller, flag, payload)
             events = await events_of(answer, encoding)
             if 1 < len(vigil.open) <= FEW:
                 # A lap of the loop, in which all who were answered in this turn make
@@ -104,6 +96,24 @@ class Unary:
             self._on_end(self._path, Code.OK)
         finally:
             del vigil.open[task]
+
+    def _heeded(self, headers: Mapping[bytes, bytes], caller: Caller) -> None:
+        """What they say of the call. Raises Ended."""
+        check_size(headers)
+        if b"grpc-timeout" in headers:
+            caller.give_up_after(timeout_of(headers[b"grpc-timeout"]))
+
+    async def _answered(
+        self, headers: Mapping[bytes, bytes], caller: Caller, flag: int, payload: bytes
+    ) -> tuple[bytes, bytes]:
+        """The answer to a message, and how it is to be compressed."""
+        caller.watched = True
+        encoding = _PLAIN
+        if flag:
+            encoding = headers.get(b"grpc-encoding", _PLAIN)
+            payload = await inflated(flag, payload, encoding, self._limit)
+        reply = await self._function(self._parse(payload), caller)
+        return self._written(reply), encoding
 
     def _written(self, reply: Any) -> bytes:
         answer: bytes = reply.SerializeToString()

@@ -16,10 +16,11 @@ from runtime.asgi.vigil import Vigil
 from runtime.config import Settings
 from runtime.engine import Engine
 from runtime.envoy.admin import Admin
-from runtime.limits import LAST_WORDS_S, QUIET_S, Options
+from runtime.limits import Options
 from runtime.rest import application
 from runtime.rest_pages import Exposition, ServerInfo
 from runtime.services import services_of
+from runtime.stopping import drained, quiet
 
 _log = structlog.get_logger()
 
@@ -61,23 +62,10 @@ class Serving:
         if not drain.done():
             _log.warning("the grace is over, running calls are cut")
             self._vigil.cut()
-        await self._quiet()
+        await quiet(lambda: self._vigil.calls)
         # Idle streams may be open for ever.
         self._vigil.cut()
-        await asyncio.wait({drain}, timeout=LAST_WORDS_S)
-        if not drain.done():
-            _log.error("the engine did not drain, leaving all the same")
-            drain.cancel()
-            return
-        drain.result()
-
-    async def _quiet(self) -> None:
-        """Refuse on until nobody calls any more, or LAST_WORDS_S have passed."""
-        for _ in range(int(LAST_WORDS_S / QUIET_S)):
-            before = self._vigil.calls
-            await asyncio.sleep(QUIET_S)
-            if self._vigil.calls == before:
-                return
+        await drained(drain)
 
 
 def serving_of(

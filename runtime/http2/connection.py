@@ -1,7 +1,7 @@
 """One HTTP/2 connection: bytes in, calls out, bytes back once a turn of the loop.
 
 Owns: its streams, when it is read and written, and when its caller is told to make
-another. Must not: know gRPC (runtime/asgi/), or who listens.
+another. Must not: know how a call is answered (runtime/http2/calls.py), or who listens.
 
 zttp counts the streams and the resets of a connection and ends it, with all calls on
 it, at 4,096 and at 256 (its defence against floods of resets). So that no caller meets
@@ -11,15 +11,11 @@ one, which every gRPC client makes by itself, and what is under way is answered.
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Protocol, cast
-from urllib.parse import unquote
 
 import zttp
 
-from runtime.asgi.application import is_grpc
-from runtime.asgi.types import Asgi, Message
-from runtime.http2.direct import Direct
 from runtime.http2.stream import Stream
 from runtime.limits import KEEPALIVE_S, KEEPALIVE_TIMEOUT_S
 
@@ -30,12 +26,12 @@ may begin or end in the moment in which it is told."""
 ANY_STREAM = (1 << 31) - 1
 """In a GOAWAY: whatever was sent before it came is answered."""
 
-_ASGI = {"version": "3.0", "spec_version": "2.3"}
-_EXTENSIONS: dict[str, object] = {"http.response.trailers": {}}
+Begin = Callable[[Stream, tuple[str, int] | None], None]
+"""Answers a stream; with who asks."""
 
 
-class Callers(Protocol):
-    """Who has to know of a connection (runtime/http2/callers.py)."""
+class Owner(Protocol):
+    """Who has to know of a connection (runtime/http2/connections.py)."""
 
     def took(self, connection: "Connection") -> None:
         """It is there."""
@@ -51,25 +47,23 @@ class Callers(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """`direct` answers calls with one message, by their path, `app` the others. `most`:
-    bytes of a request that may wait for whoever answers it. `heard`: when something
-    came."""
+    """`begin`: answer a stream, in a task of its own. `most`: bytes of a request that
+    may wait for whoever answers it. `born`, `heard`, `ended`: when it was made, when
+    something came, when it was closed, on the event loop's clock."""
 
     def __init__(
         self,
-        direct: Mapping[bytes, Direct],
-        app: Asgi,
-        callers: Callers,
+        begin: Begin,
+        owner: Owner,
         most: int,
     ) -> None:
-        self._direct = direct
-        self._app = app
-        self._callers = callers
+        self._begin = begin
+        self._owner = owner
         self.most = most
         self.loop = asyncio.get_running_loop()
-        self.engine = zttp.Connection(zttp.SERVER, protocol=zttp.HTTP2)
+        self.frames = zttp.Connection(zttp.SERVER, protocol=zttp.HTTP2)
         self.streams: dict[int, Stream] = {}
-        self.born = self.heard = self._moved = self.loop.time()
+        self.born = self.heard = self.ended = self._moved = self.loop.time()
         self.full = False
         """The kernel takes no more for now."""
         self._count = self._resets = 0
@@ -86,26 +80,27 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self._peer = (peer[0], peer[1]) if isinstance(peer, tuple) else None
         _keep_alive(transport.get_extra_info("socket"))
-        self._callers.took(self)
-        self.engine.initiate_connection()
+        self._owner.took(self)
+        self.frames.initiate_connection()
         self._flush()
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         self.heard = self.loop.time()
-        engine, begun = self.engine, list[Stream]()
+        frames, begun = self.frames, list[Stream]()
         try:
-            engine.receive_data(data)
-            event = engine.next_event()
+            frames.receive_data(data)
+            event = frames.next_event()
             while event is not zttp.NEED_DATA:
                 self._happened(event, begun)
-                event = engine.next_event()
+                event = frames.next_event()
         except zttp.RemoteProtocolError:
             self.close()
             return
         # Now, for most requests are whole by now.
         for stream in begun:
-            self._begin(stream)
+            if not stream.gone:  # called off in the same breath
+                self._begin(stream, self._peer)
         self._flush()  # what zttp answers by itself
 
     def pause_writing(self) -> None:
@@ -127,7 +122,7 @@ class Connection(asyncio.Protocol):
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             stream.left()
-        self._callers.lost(self)
+        self._owner.lost(self)
 
     # -- for its streams --------------------------------------------------------------
 
@@ -158,15 +153,15 @@ class Connection(asyncio.Protocol):
         """The caller is to make its next call over another connection."""
         if not (self.retired or self.over):
             self.retired = True
-            self.engine.close(zttp.H2ErrorCode.NO_ERROR, ANY_STREAM)
+            self.frames.close(zttp.H2ErrorCode.NO_ERROR, ANY_STREAM)
             self._flush()
 
     def close(self) -> None:
         """End it; what was written before goes out."""
         if not self.over:
-            self.engine.close()  # calls that were never seen here may be made again
+            self.frames.close()  # calls that were never seen here may be made again
             self._flush()
-            self.over = True
+            self.over, self.ended = True, self.loop.time()
             self._transport.close()
 
     def abort(self) -> None:
@@ -175,15 +170,15 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     @property
-    def stuck(self) -> bool:
-        """Answers wait for a caller who does not take them."""
-        waiting = self.engine.has_pending_send()
+    def unsent(self) -> bool:
+        """Bytes wait to be taken by the caller."""
+        waiting = self.frames.has_pending_send()
         return waiting or self._transport.get_write_buffer_size() > 0
 
     @property
     def sending(self) -> bool:
-        """So does the rest of one that was not given to zttp so far."""
-        return self.stuck or any(stream.waits for stream in self.streams.values())
+        """The same, or a part of an answer waits to be given to zttp."""
+        return self.unsent or any(stream.waits for stream in self.streams.values())
 
     def stalled(self, now: float) -> float:
         """Seconds for which they have waited and the caller has made no room for more.
@@ -205,7 +200,7 @@ class Connection(asyncio.Protocol):
             self._asked(event, begun)
         elif isinstance(event, zttp.RstStream):
             self._called_off(event.stream_id)
-        elif isinstance(event, zttp.WindowUpdate | zttp.Settings):
+        elif isinstance(event, zttp.WindowUpdate):
             self._may_go_on()
 
     def _asked(self, request: zttp.Request, begun: list[Stream]) -> None:
@@ -213,42 +208,12 @@ class Connection(asyncio.Protocol):
         self._count += 1
         if self._count >= STREAMS:
             self.retire()
-        if self._callers.refuses():
-            self.engine.stream(number).reset(zttp.H2ErrorCode.REFUSED_STREAM)
+        if self._owner.refuses():
+            self.frames.stream(number).reset(zttp.H2ErrorCode.REFUSED_STREAM)
             self.dropped(number)
             return
         stream = self.streams[number] = Stream(self, request)
         begun.append(stream)
-
-    def _begin(self, stream: Stream) -> None:
-        if stream.gone:  # called off in the same breath
-            return
-        request = stream.request
-        direct = self._direct.get(request.path)
-        if direct and request.method == b"POST" and is_grpc(request.headers):
-            stream.task = self.loop.create_task(direct.over(stream))
-            return
-        answering = self._app(self._scope(request), stream.receive, stream.send)
-        task = stream.task = asyncio.ensure_future(answering)
-        task.add_done_callback(lambda task: _ended(stream, task))
-
-    def _scope(self, request: zttp.Request) -> Message:
-        path = request.path.decode("latin-1")
-        return {
-            "type": "http",
-            "asgi": _ASGI,
-            "http_version": "2",
-            "scheme": "http",
-            "method": request.method.decode("latin-1"),
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": request.path,
-            "query_string": request.query,
-            "root_path": "",
-            "headers": request.headers,
-            "client": self._peer,
-            "server": None,
-            "extensions": _EXTENSIONS,
-        }
 
     def _called_off(self, number: int) -> None:
         stream = self.streams.get(number)
@@ -268,15 +233,9 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         if self.over:
             return
-        data = self.engine.data_to_send()
+        data = self.frames.data_to_send()
         if data:
             self._transport.write(data)
-
-
-def _ended(stream: Stream, task: "asyncio.Future[None]") -> None:
-    if not task.cancelled():
-        task.exception()  # the applications let nothing pass
-    stream.abandon()
 
 
 def _keep_alive(sock: socket.socket) -> None:

@@ -1,21 +1,20 @@
 """One message in, one message out, without ASGI's messages between call and stream.
 
-Owns: the short way of what is usual: a request that came whole and plain, an answer
-that fits the caller's window. Must not: do anything else in a way of its own; that goes
-as it does inside Envoy (runtime/asgi/unary.py). What ASGI takes of a hit is a third.
+Owns: the short way of what is usual: a request that came whole and plain, an answer of
+at most PART bytes. Must not: do anything else in a way of its own; that goes as it does
+inside Envoy (runtime/asgi/unary.py). What ASGI takes of a hit is a third.
 """
 
 import asyncio
 
-from runtime.asgi.framing import PREFIX, framed, inflated, length_of
-from runtime.asgi.metadata import CONTENT_TYPE, OK, Headers, check_size, timeout_of
+from runtime.asgi.framing import PREFIX, framed, length_of
+from runtime.asgi.metadata import CONTENT_TYPE, OK, Headers
 from runtime.asgi.telling import hand, status_for
 from runtime.asgi.unary import Unary, events_of
 from runtime.asgi.vigil import Caller
 from runtime.http2.stream import PART, CallerLeft, Stream
 from runtime.status import Code
 
-_PLAIN = b"identity"
 _HEAD: Headers = [CONTENT_TYPE]
 
 
@@ -27,7 +26,19 @@ class Direct(Unary):
         vigil, caller = self._vigil, Caller(stream.receive)
         task = vigil.begin(caller, stream.task)
         try:
-            await self._over(stream, caller)
+            headers = dict(stream.request.headers)
+            self._heeded(headers, caller)
+            flag, body = 0, stream.take()
+            if body is not None and self._is_usual(body):
+                payload = body[PREFIX:]
+            else:
+                stream.give_back(body)
+                flag, payload = await self._read(None, stream.receive)
+            answer, encoding = await self._answered(headers, caller, flag, payload)
+            if flag or len(answer) > PART:
+                await hand(stream.send, *await events_of(answer, encoding))
+            else:
+                stream.answer(_HEAD, framed(answer), OK)
         except (asyncio.CancelledError, CallerLeft):
             await self._cancelled(caller, stream.send)
         except Exception as error:  # noqa: BLE001 (the border: nothing passes)
@@ -37,29 +48,6 @@ class Direct(Unary):
         finally:
             del vigil.open[task]
             stream.abandon()
-
-    async def _over(self, stream: Stream, caller: Caller) -> None:
-        headers = dict(stream.request.headers)
-        check_size(headers)
-        if b"grpc-timeout" in headers:
-            caller.give_up_after(timeout_of(headers[b"grpc-timeout"]))
-        flag, body = 0, stream.take()
-        if body is not None and self._is_usual(body):
-            payload = body[PREFIX:]
-        else:
-            stream.give_back(body)
-            flag, payload = await self._read(None, stream.receive)
-        caller.watched = True
-        encoding = _PLAIN
-        if flag:
-            encoding = headers.get(b"grpc-encoding", _PLAIN)
-            payload = await inflated(flag, payload, encoding, self._limit)
-        reply = await self._function(self._parse(payload), caller)
-        answer = self._written(reply)
-        if flag or len(answer) > PART:
-            await hand(stream.send, *await events_of(answer, encoding))
-        else:
-            stream.answer(_HEAD, framed(answer), OK)
 
     def _is_usual(self, body: bytes) -> bool:
         """One frame, not compressed, and nothing behind it. Raises Ended."""

@@ -5,7 +5,7 @@ know what a method does, or create the engine.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 import structlog
@@ -16,14 +16,15 @@ from runtime.asgi.types import Asgi, Message, Receive, Send
 from runtime.asgi.vigil import Vigil
 from runtime.engine import Engine
 from runtime.health import Health
-from runtime.http2.callers import Callers
+from runtime.http2.calls import Calls
 from runtime.http2.connection import Connection
+from runtime.http2.connections import Connections
 from runtime.http2.direct import Direct
 from runtime.limits import LAST_WORDS_S, PENDING_HARD, QUIET_S, Options
 from runtime.methods import Service
-from runtime.ports import listener
+from runtime.ports import BACKLOG, CannotListen, listener
 from runtime.services import services_of
-from runtime.stopping import told_to_stop
+from runtime.stopping import drained, quiet, told_to_stop
 
 _log = structlog.get_logger()
 
@@ -39,18 +40,21 @@ class Serving:
         engine: Engine,
         health: Health,
         vigil: Vigil,
-        callers: Callers,
+        connections: Connections,
         grace: float,
+        listening: asyncio.Server,
+        address: str,
+        port: int,
     ) -> None:
         self._engine = engine
         self._health = health
         self._vigil = vigil
-        self._callers = callers
+        self._connections = connections
         self._grace = grace
+        self._listening = listening
         self._stopping: asyncio.Task[None] | None = None
-        self._listening: asyncio.Server | None = None
-        self.port = 0
-        self.address = ""
+        self.address = address
+        self.port = port
 
     def __repr__(self) -> str:
         return f"<Serving on {self.address}>"
@@ -65,10 +69,6 @@ class Serving:
         traceback: TracebackType | None,
     ) -> None:
         await self.stop()
-
-    def listens(self, listening: asyncio.Server, port: int, address: str) -> None:
-        """It is there."""
-        self._listening, self.port, self.address = listening, port, address
 
     async def told_to_stop(self) -> None:
         """Return at the first SIGTERM or SIGINT; the next one is the system's."""
@@ -90,49 +90,35 @@ class Serving:
         # Who has a connection is told to make the next one elsewhere, and is refused
         # with UNAVAILABLE and a hint if it calls here all the same. (Not who connects
         # from now on: told so before its first call, it has failed to connect.)
-        self._callers.retire()
+        self._connections.retire()
         loop = asyncio.get_running_loop()
         ends = loop.time() + grace
         drain = asyncio.ensure_future(self._engine.drain())
         await asyncio.wait({drain}, timeout=grace)
         # The engine is done with a call before its caller has all of the answer.
-        while self._callers.sending and loop.time() < ends:  # noqa: ASYNC110
+        while self._connections.sending and loop.time() < ends:  # noqa: ASYNC110
             await asyncio.sleep(QUIET_S)
         if not drain.done():
             _log.warning("the grace is over, running calls are cut")
             self._vigil.cut()
-        await self._quiet()
-        if self._listening is not None:
-            self._listening.close()
+        await quiet(lambda: self._vigil.calls)
+        self._listening.close()
         # Idle streams may be open for ever.
         self._vigil.cut()
         await self._last_words()
-        await asyncio.wait({drain}, timeout=LAST_WORDS_S)
-        if not drain.done():
-            _log.error("the engine did not drain, leaving all the same")
-            drain.cancel()
-            return
-        drain.result()
-
-    async def _quiet(self) -> None:
-        """Refuse on until nobody calls any more, or LAST_WORDS_S have passed."""
-        for _ in range(int(LAST_WORDS_S / QUIET_S)):
-            before = self._vigil.calls
-            await asyncio.sleep(QUIET_S)
-            if self._vigil.calls == before:
-                return
+        await drained(drain)
 
     async def _last_words(self) -> None:
         """What has been said goes out, if anybody takes it."""
         if self._vigil.open:
             await asyncio.wait(list(self._vigil.open), timeout=LAST_WORDS_S)
-        self._callers.close()
+        self._connections.close()
         for _ in range(int(LAST_WORDS_S / QUIET_S)):
             await asyncio.sleep(0)
-            if not self._callers:
+            if not self._connections:
                 return
             await asyncio.sleep(QUIET_S)
-        self._callers.abort()
+        self._connections.abort()
 
 
 async def start(
@@ -143,41 +129,64 @@ async def start(
     services: Sequence[Service] = (),
     on_end: OnEnd = lambda method, code: None,
     rest: Asgi | None = None,
+    vigil: Vigil | None = None,
 ) -> Serving:
     """Listen on `address` (host:port, port 0 for any; or unix:PATH) and serve `engine`.
 
     `services`: more than the Open Inference Protocol, health and reflection. `rest`:
-    answers what is no gRPC. Raises CannotListen.
+    answers what is no gRPC. `vigil`: sees all calls, that one's too if it is given it.
+    Raises CannotListen.
     """
-    options = options or Options()
-    answering = services_of(engine, options, services)
-    vigil, limit = Vigil(), options.max_message_bytes
-    callers = Callers(lambda: len(vigil.open) >= PENDING_HARD)
-    app = Application(answering.all, rest or _nothing, vigil, limit, on_end)
-    direct = {
-        path.encode(): Direct(path, method, limit, vigil, on_end)
-        for service in answering.all
-        for method in service.methods
-        for path in (f"/{service.name}/{method.name}",)
-        if not method.gives_stream
-    }
-    serving = Serving(engine, answering.health, vigil, callers, options.grace)
+    options, vigil = options or Options(), vigil or Vigil()
+    answering, limit = services_of(engine, options, services), options.max_message_bytes
+    calls = Calls(
+        {
+            f"/{service.name}/{method.name}".encode(): Direct(
+                f"/{service.name}/{method.name}", method, limit, vigil, on_end
+            )
+            for service in answering.all
+            for method in service.methods
+            if not method.gives_stream
+        },
+        Application(answering.all, rest or _nothing, vigil, limit, on_end),
+    )
+    connections = Connections(lambda: len(vigil.open) >= PENDING_HARD)
 
     def connected() -> Connection:
-        return Connection(direct, app, callers, limit + UNREAD)
+        return Connection(calls.begin, connections, limit + UNREAD)
 
+    listening, dialled, port = await _listening(connected, address, options.reuse_port)
+    _log.info("the server listens", address=dialled)
+    return Serving(
+        engine,
+        answering.health,
+        vigil,
+        connections,
+        options.grace,
+        listening,
+        dialled,
+        port,
+    )
+
+
+async def _listening(
+    connected: Callable[[], Connection], address: str, shared: bool
+) -> tuple[asyncio.Server, str, int]:
+    """The server, where to dial it, and its port if it has one."""
     loop = asyncio.get_running_loop()
     if address.startswith("unix:"):
         path = address.removeprefix("unix:")
-        serving.listens(await loop.create_unix_server(connected, path), 0, address)
-    else:
-        host, _, port = address.rpartition(":")
-        opened = listener(host.strip("[]"), int(port), options.reuse_port)
-        got = opened.getsockname()[1]
-        listening = await loop.create_server(connected, sock=opened)
-        serving.listens(listening, got, f"{host}:{got}")
-    _log.info("the server listens", address=serving.address)
-    return serving
+        try:
+            return await loop.create_unix_server(connected, path), address, 0
+        except OSError as error:
+            raise CannotListen(
+                f"cannot listen on {address}: is it a path where a socket may be made?"
+            ) from error
+    host, _, port = address.rpartition(":")
+    opened = listener(host.strip("[]"), int(port), shared)
+    got: int = opened.getsockname()[1]
+    made = await loop.create_server(connected, sock=opened, backlog=BACKLOG)
+    return made, f"{host}:{got}", got
 
 
 async def _nothing(scope: Message, receive: Receive, send: Send) -> None:

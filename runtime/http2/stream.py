@@ -1,7 +1,7 @@
 """One HTTP/2 stream, as an ASGI application sees it: `receive` and `send`.
 
-Owns: the body that has come and was not read, the answer's frames, and that no more of
-an answer is given to zttp than its caller takes. Must not: know gRPC, or the socket.
+Owns: the body that has come and was not read, the answer's frames, and that zttp has no
+more than PART of an answer at a time. Must not: know gRPC, or the socket.
 
 What does not fit the caller's window zttp keeps, and moves all of it whenever some
 leaves: 60 MiB given at once took 19 s to go. So it gets a part at a time.
@@ -45,7 +45,7 @@ class Stream:
         self._connection = connection
         self.request = request
         self._number = request.stream_id
-        self._out = connection.engine.stream(request.stream_id)
+        self._out = connection.frames.stream(request.stream_id)
         self.task: asyncio.Future[None] | None = None
         self.whole: bool = request.end_stream
         self.answered = self.gone = False
@@ -107,7 +107,7 @@ class Stream:
             room.set_result(None)
 
     def take(self) -> bytes | None:
-        """The whole body if it has come in one piece, and nobody has read of it."""
+        """The whole body if it has come in one piece. To be called before `receive`."""
         if not self.whole or len(self._chunks) != 1:
             return None
         self._given, self._unread = True, 0

@@ -63,6 +63,10 @@ STEP = 1 << 20
 MiB. In the engine each step asks for the interpreter (docs/decisions/0018); here nobody
 else wants it."""
 
+DRAWERS = 8
+"""Threads that wait for a near store's bytes. Of their own: a store that has stopped
+answering keeps them, and nobody else's loads."""
+
 WRITE = 32 << 10
 """Bytes that are written to the disk tier at a time. For a write the kernel takes pages
 as large as it, up to 2 MiB (XFS, ext4 since Linux 6.16). Once memory is full of cached
@@ -173,6 +177,7 @@ class Work:
             self._spool = Spool(folder, begin.size, self._changed, WRITE)
         store = opener.open(os.fsdecode(begin.store))
         self._tap = store.tap()
+        drawers = ThreadPoolExecutor(DRAWERS, "tap")
         self._filler = Filler(
             store,
             Placings(),
@@ -182,7 +187,7 @@ class Work:
             threads=min(4, len(os.sched_getaffinity(0))),
             step=STEP,
             inline=True,
-            tap=self._tap,
+            tap=None if self._tap is None else (self._tap, drawers),
         )
         self._packets.say(Up())
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from runtime import compose
+from runtime.asgi.vigil import Vigil
 from runtime.config import Settings
 from runtime.link.memory import Region
 from runtime.link.remote import RemoteEngine
@@ -55,12 +56,13 @@ async def run(
     info = ServerInfo(settings.server_name, version("hotset"))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(remote.close)
-        app = application(remote, remote, info, settings.max_message)
+        vigil = Vigil()
+        app = application(remote, remote, info, settings.max_message, vigil)
         await stack.enter_async_context(answering(app, socket.socket(fileno=listening)))
         # Left last: one that drains is not hung.
         await stack.enter_async_context(beating(member, settings.predict_timeout))
         await stack.enter_async_context(
-            await compose.grpc_of(remote, settings, app, reuse_port=True)
+            await compose.grpc_of(remote, settings, app, vigil, reuse_port=True)
         )
         member.say(Up())
         await member.told_to_stop.wait()

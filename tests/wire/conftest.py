@@ -9,7 +9,6 @@ import grpc
 import pytest
 
 from protos import open_inference_pb2_grpc
-from runtime.http2.server import start as start_zttp
 from runtime.server import Options, start
 from tests import envoy_process
 from tests.apart import apart
@@ -17,6 +16,15 @@ from tests.fake_engine import FakeEngine
 from tests.server_process import FRONTENDS, skip_without
 
 ADDRESS = "127.0.0.1:0"
+
+
+def starter(frontend):
+    """`start` of a front end in this process; one of them is an extra."""
+    if frontend == "grpcio":
+        return start
+    from runtime.http2.server import start as start_zttp
+
+    return start_zttp
 
 
 @pytest.fixture(params=[*FRONTENDS, *(f"{name}, apart" for name in FRONTENDS)])
@@ -72,8 +80,7 @@ async def begin(combination):
         if frontend == "envoy":
             return envoy_process.begin(engine, options, is_apart)
         ends = []
-        begun = start if frontend == "grpcio" else start_zttp
-        serving = await begun(
+        serving = await starter(frontend)(
             engine,
             address=ADDRESS,
             options=options,

@@ -12,15 +12,16 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc
-from runtime.server import CannotListen, Options, start
+from runtime.server import CannotListen, Options
 from runtime.status import Code
 from tests.fake_engine import FakeEngine
-from tests.wire.conftest import ADDRESS
+from tests.wire.conftest import ADDRESS, starter
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-GRPCIO = pytest.mark.parametrize("combination", ["grpcio"], indirect=True)
+OURS = pytest.mark.parametrize("combination", ["grpcio", "zttp"], indirect=True)
+"""Those that listen in this process."""
 SERVICE = "inference.GRPCInferenceService"
 
 
@@ -175,24 +176,24 @@ async def test_who_asks_is_told_how_each_call_ended(begin, engine):
 # ---- listening and stopping -------------------------------------------------------
 
 
-@GRPCIO
-async def test_a_taken_port_is_an_error_with_a_reason(serving):
+@OURS
+async def test_a_taken_port_is_an_error_with_a_reason(serving, frontend):
     with pytest.raises(CannotListen, match=r"cannot listen on 127\.0\.0\.1:\d+"):
-        await start(FakeEngine(), address=f"127.0.0.1:{serving.port}")
+        await starter(frontend)(FakeEngine(), address=f"127.0.0.1:{serving.port}")
 
 
-@GRPCIO
-async def test_a_port_may_be_shared_on_purpose(engine):
-    options = Options(reuse_port=True)
+@OURS
+async def test_a_port_may_be_shared_on_purpose(engine, frontend):
+    options, start = Options(reuse_port=True), starter(frontend)
     async with await start(engine, address=ADDRESS, options=options) as first:
         address = f"127.0.0.1:{first.port}"
         async with await start(engine, address=address, options=options) as second:
             assert second.port == first.port
 
 
-@GRPCIO
-async def test_a_unix_socket_serves(engine, tmp_path):
-    address = f"unix:{tmp_path}/hotset.sock"
+@OURS
+async def test_a_unix_socket_serves(engine, tmp_path, frontend):
+    address, start = f"unix:{tmp_path}/hotset.sock", starter(frontend)
     async with (
         await start(engine, address=address) as serving,
         grpc.aio.insecure_channel(serving.address) as channel,
@@ -249,7 +250,7 @@ async def test_stopping_twice_is_stopping_once(serving, engine):
     assert engine.drained
 
 
-@GRPCIO
+@OURS
 @pytest.mark.parametrize(
     ("number", "final"),
     [

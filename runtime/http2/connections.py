@@ -1,4 +1,4 @@
-"""All connections of a server: who is there, who is idle, who is stuck.
+"""All connections of a server: who is there, who is idle, who takes nothing.
 
 Owns: them, and the limits that hold for each (runtime/limits.py). Must not: read or
 write, or listen.
@@ -13,8 +13,8 @@ from runtime.limits import CONNECTION_AGE_S, IDLE_S, STUCK_S
 LOOK_S = 10.0
 
 
-class Callers:
-    """`full`: True while no more calls are taken."""
+class Connections:
+    """All that are open. `full`: True while no more calls are taken."""
 
     def __init__(self, full: Callable[[], bool]) -> None:
         self._full = full
@@ -26,18 +26,23 @@ class Callers:
         return len(self._there)
 
     def took(self, connection: Connection) -> None:
-        """Somebody has connected."""
+        """One is there."""
         self._there.add(connection)
         if self._timer is None:
             self._timer = self._loop.call_later(LOOK_S, self._look)
 
     def lost(self, connection: Connection) -> None:
-        """Somebody is gone."""
+        """One is gone."""
         self._there.discard(connection)
 
     def refuses(self) -> bool:
-        """See Callers in runtime/http2/connection.py."""
+        """See Owner in runtime/http2/connection.py."""
         return self._full()
+
+    @property
+    def sending(self) -> bool:
+        """Somebody has not got all of an answer yet."""
+        return any(connection.sending for connection in self._there)
 
     def retire(self) -> None:
         """Everybody is to make the next call elsewhere."""
@@ -56,11 +61,6 @@ class Callers:
         for connection in list(self._there):
             connection.abort()
 
-    @property
-    def sending(self) -> bool:
-        """Somebody has not got all of an answer yet."""
-        return any(connection.sending for connection in self._there)
-
     def _look(self) -> None:
         """At all of them, now and then."""
         now, self._timer = self._loop.time(), None
@@ -72,14 +72,16 @@ class Callers:
 
 def look_at(connection: Connection, now: float) -> None:
     """Hold one to its limits. `now`: on the event loop's clock."""
-    silent, stalled = now - connection.heard, connection.stalled(now)
-    if connection.over or stalled > STUCK_S:
-        # Closed before, and not even that was taken; or what it has waits for too long.
+    age, silent = now - connection.born, now - connection.heard
+    if connection.over:
+        if now - connection.ended > LOOK_S:  # what was written before is not taken
+            connection.abort()
+    elif connection.stalled(now) > STUCK_S:
         connection.abort()
     elif connection.streams or connection.sending:
-        if now - connection.born > CONNECTION_AGE_S:
+        if age > CONNECTION_AGE_S:
             connection.retire()
     elif connection.retired or silent > IDLE_S:
         connection.close()
-    elif now - connection.born > CONNECTION_AGE_S:
+    elif age > CONNECTION_AGE_S:
         connection.retire()
