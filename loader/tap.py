@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import SplitResult, urlsplit
 
 import structlog
@@ -70,7 +70,7 @@ class Wish:
     """Bytes `[start, end)` of the object at `url`, which has `size`, and this ETag if
     one is known."""
 
-    url: str
+    url: str = field(repr=False)
     start: int
     end: int
     size: int
@@ -78,8 +78,8 @@ class Wish:
 
 
 class Tap:
-    """Of one store. `kept`, `keep` and `connection` may be called by any thread, the
-    others by the event loop. `close` it when nobody draws from it any more."""
+    """Of one store. `ran`, `rest`, `signed` and `close` belong to the event loop, the
+    others to any thread. `close` it when nobody draws from it any more."""
 
     def __init__(self, sign: Sign, tls: ssl.SSLContext | None = None) -> None:
         self._sign = sign

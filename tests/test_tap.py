@@ -551,3 +551,7 @@ async def test_signing_is_not_waited_for_for_long(server, monkeypatch) -> None:
 
     with pytest.raises(Dry, match="TimeoutError"):
         await Tap(never).signed("x")
+
+
+def test_a_wish_does_not_show_its_url() -> None:
+    assert "SECRET" not in repr(Wish("http://store/x?signature=SECRET", 0, 1, 1, None))
