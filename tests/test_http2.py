@@ -7,6 +7,7 @@ import struct
 
 import grpc
 import pytest
+import torch
 
 from protos import open_inference_pb2 as pb
 from protos import open_inference_pb2_grpc as rpc
@@ -18,6 +19,7 @@ from runtime.metrics import Metrics
 from runtime.rest import application
 from runtime.rest_pages import ServerInfo
 from runtime.server import Options
+from tests.apart import apart
 from tests.fake_engine import FakeEngine
 from tests.server_process import skip_without
 
@@ -142,6 +144,41 @@ def predict() -> pb.ModelInferRequest:
 def framed(message) -> bytes:
     data = message.SerializeToString()
     return b"\0" + struct.pack(">I", len(data)) + data
+
+
+# -- an engine that is elsewhere ------------------------------------------------------
+
+
+async def test_an_engine_that_is_asked_over_a_socket(engine) -> None:
+    """Many at once, some called off: each gets its own answer."""
+    async with (
+        apart(engine) as (remote, _),
+        await server.start(remote, address="127.0.0.1:0") as serving,
+        grpc.aio.insecure_channel(serving.address) as channel,
+    ):
+        stub = rpc.GRPCInferenceServiceStub(channel)
+
+        async def asked(number: int) -> None:
+            request = predict()
+            request.id = str(number)
+            values = torch.full((64,), float(number))
+            request.raw_input_contents[0] = values.numpy().tobytes()
+            call = stub.ModelInfer(request)
+            if number % 7 == 0:
+                call.cancel()
+                return
+            answer = await call
+            assert answer.id == str(number)
+            alone = await stub.ModelInfer(request)
+            assert answer.raw_output_contents == alone.raw_output_contents
+
+        await asyncio.gather(*(asked(number) for number in range(100)))
+        engine.hold.clear()
+        waits = stub.ModelInfer(predict())
+        before = engine.entered
+        await engine.until(lambda: engine.entered > before or engine.waiting)
+        waits.cancel()
+        await engine.until(lambda: engine.cancelled >= 1)
 
 
 # -- connections that are retired -----------------------------------------------------

@@ -237,8 +237,14 @@ async def test_nor_has_one_that_anybody_may_read(server, monkeypatch, name) -> N
 # -- what goes wrong ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["start", "middle"])
-@pytest.mark.parametrize("case", CASES)
+BODIES = ("cut always", "reset always", "a flipped bit", "short", "stall", "overlong")
+"""Faults that come with a body, which may be that of the second request."""
+
+
+@pytest.mark.parametrize(
+    ("case", "place"),
+    [*((case, "start") for case in CASES), *((case, "middle") for case in BODIES)],
+)
 async def test_a_fault_that_the_tap_meets(
     server, near, monkeypatch, case: str, place: str
 ) -> None:
