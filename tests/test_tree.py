@@ -517,7 +517,6 @@ async def test_the_host_tier_outlives_its_engine(store, tmp_path) -> None:
 
 @pytest.mark.process
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("frontend", FRONTENDS, indirect=True)
 @pytest.mark.parametrize(
     ("role", "said"),
     [("engine", "the engine is replaced"), ("front", "a front end is replaced")],
