@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -47,6 +47,7 @@ from runtime.rest import application, listening
 from runtime.rest_pages import ServerInfo
 from runtime.running import Running, running
 from runtime.server import Options, start
+from runtime.serving import Serving
 from runtime.statistics import Statistics
 from runtime.ways import Ways
 
@@ -88,23 +89,13 @@ async def serve(settings: Settings, store: Store | None = None) -> int:
     return DEVICE_LOST if lost.is_set() else 0
 
 
-class Serving(Protocol):
-    """A gRPC server that listens, whichever it is."""
-
-    address: str
-
-    async def told_to_stop(self) -> None:
-        """Return at the first SIGTERM or SIGINT."""
-        ...
-
-
 async def grpc_of(
     engine: Engine,
     settings: Settings,
     app: "Starlette",
     vigil: Vigil,
     reuse_port: bool = False,
-) -> contextlib.AbstractAsyncContextManager[Serving]:
+) -> Serving:
     """The gRPC server of an engine, listening as the settings say. `app`: REST,
     whose predicts `vigil` sees."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -13,7 +13,6 @@ left is cancelled. A second signal ends the process at once.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 import grpc
 import structlog
@@ -36,14 +35,15 @@ from runtime.limits import Options as Options
 from runtime.methods import Service
 from runtime.ports import CannotListen as CannotListen
 from runtime.services import services_of
+from runtime.serving import Serving
 from runtime.status import Code
-from runtime.stopping import drained, quiet, told_to_stop
+from runtime.stopping import drained, quiet
 
 _log = structlog.get_logger()
 
 
-class Serving:
-    """A running server; `port` is the one it got, `address` the one to dial."""
+class Answering:
+    """What has to end."""
 
     def __init__(
         self,
@@ -51,47 +51,14 @@ class Serving:
         engine: Engine,
         health: Health,
         border: ErrorBorder,
-        grace: float,
     ) -> None:
         self._server = server
         self._border = border
         self._engine = engine
         self._health = health
-        self._grace = grace
-        self._stopping: asyncio.Task[None] | None = None
-        self.port = 0
-        self.address = ""
 
-    def __repr__(self) -> str:
-        return f"<Serving on {self.address}>"
-
-    async def __aenter__(self) -> "Serving":
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
-
-    async def told_to_stop(self) -> None:
-        """Return at the first SIGTERM or SIGINT; the next one is the system's."""
-        await told_to_stop()
-
-    async def stop(self, grace: float | None = None) -> None:
-        """Stop serving; returns when no call is running and the engine is empty.
-
-        Called again, it waits for the stop that is under way.
-        """
-        if self._stopping is None:
-            seconds = self._grace if grace is None else grace
-            self._stopping = asyncio.ensure_future(self._stop(seconds))
-        await asyncio.shield(self._stopping)
-
-    async def _stop(self, grace: float) -> None:
-        _log.info("the server stops", address=self.address, grace=grace)
+    async def end(self, grace: float) -> None:
+        """See runtime.serving.End."""
         self._health.close()
         # Draining first: the listener stays, so that whoever comes now hears
         # UNAVAILABLE with a hint instead of a refused connection.
@@ -126,12 +93,12 @@ async def start(
     server = grpc.aio.server(options=_channel_arguments(options))
     handlers = [_handlers(service, border) for service in answering.all]
     server.add_generic_rpc_handlers(handlers)
-    serving = Serving(server, engine, answering.health, border, options.grace)
-    serving.port = _listen(server, address)
-    serving.address = _dialled(address, serving.port)
+    port = _listen(server, address)
+    dialled = _dialled(address, port)
     await server.start()
-    _log.info("the server listens", address=serving.address)
-    return serving
+    _log.info("the server listens", address=dialled)
+    end = Answering(server, engine, answering.health, border).end
+    return Serving(dialled, port, options.grace, end)
 
 
 def _listen(server: grpc.aio.Server, address: str) -> int:

@@ -260,6 +260,7 @@ async def test_calls_of_a_connection_that_is_lost_end(peer, engine, made) -> Non
     await engine.until(lambda: engine.entered == 3)
     peer.writer.transport.abort()
     await engine.until(lambda: engine.cancelled == 3)
+    assert not made[0].streams
 
 
 async def test_an_answer_that_does_not_wait_for_the_request(peer, made) -> None:
@@ -609,6 +610,10 @@ def test_a_connection_is_held_to_its_limits(said, now, became) -> None:
     assert one.became == became
 
 
+def connections_of(serving):
+    return serving._end.__self__._connections
+
+
 async def test_all_are_looked_at_as_long_as_somebody_is_there(
     serving, monkeypatch
 ) -> None:
@@ -622,8 +627,9 @@ async def test_all_are_looked_at_as_long_as_somebody_is_there(
                 await asyncio.sleep(0.01)
         writer.close()
         async with asyncio.timeout(10):
-            while serving._connections:  # noqa: ASYNC110
+            while connections_of(serving):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+        assert len(set(looks)) == 1, "that one, again and again"
         looks.clear()
 
 

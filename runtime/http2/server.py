@@ -6,7 +6,6 @@ know what a method does, or create the engine.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from types import TracebackType
 
 import structlog
 
@@ -24,7 +23,8 @@ from runtime.limits import LAST_WORDS_S, PENDING_HARD, QUIET_S, Options
 from runtime.methods import Service
 from runtime.ports import BACKLOG, CannotListen, listener
 from runtime.services import services_of
-from runtime.stopping import drained, quiet, told_to_stop
+from runtime.serving import Serving
+from runtime.stopping import drained, quiet
 
 _log = structlog.get_logger()
 
@@ -32,8 +32,8 @@ UNREAD = 1 << 20
 """Bytes of a request above the largest message that may wait for who answers it."""
 
 
-class Serving:
-    """A running server; `address` is the one to dial, `port` the one it got."""
+class Answering:
+    """What has to end."""
 
     def __init__(
         self,
@@ -41,51 +41,16 @@ class Serving:
         health: Health,
         vigil: Vigil,
         connections: Connections,
-        grace: float,
         listening: asyncio.Server,
-        address: str,
-        port: int,
     ) -> None:
         self._engine = engine
         self._health = health
         self._vigil = vigil
         self._connections = connections
-        self._grace = grace
         self._listening = listening
-        self._stopping: asyncio.Task[None] | None = None
-        self.address = address
-        self.port = port
 
-    def __repr__(self) -> str:
-        return f"<Serving on {self.address}>"
-
-    async def __aenter__(self) -> "Serving":
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.stop()
-
-    async def told_to_stop(self) -> None:
-        """Return at the first SIGTERM or SIGINT; the next one is the system's."""
-        await told_to_stop()
-
-    async def stop(self, grace: float | None = None) -> None:
-        """Stop serving; returns when no call is running and the engine is empty.
-
-        Called again, it waits for the stop that is under way.
-        """
-        if self._stopping is None:
-            seconds = self._grace if grace is None else grace
-            self._stopping = asyncio.ensure_future(self._stop(seconds))
-        await asyncio.shield(self._stopping)
-
-    async def _stop(self, grace: float) -> None:
-        _log.info("the server stops", address=self.address, grace=grace)
+    async def end(self, grace: float) -> None:
+        """See runtime.serving.End."""
         self._health.close()
         # Who has a connection is told to make the next one elsewhere, and is refused
         # with UNAVAILABLE and a hint if it calls here all the same. (Not who connects
@@ -157,16 +122,9 @@ async def start(
 
     listening, dialled, port = await _listening(connected, address, options.reuse_port)
     _log.info("the server listens", address=dialled)
-    return Serving(
-        engine,
-        answering.health,
-        vigil,
-        connections,
-        options.grace,
-        listening,
-        dialled,
-        port,
-    )
+    health = answering.health
+    end = Answering(engine, health, vigil, connections, listening).end
+    return Serving(dialled, port, options.grace, end)
 
 
 async def _listening(
