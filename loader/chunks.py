@@ -5,6 +5,7 @@ them any more. Must not: read or verify one (loader/pour.py).
 """
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import Executor
 
 from loader.pour import Pouring
@@ -31,10 +32,11 @@ class FileChunks:
         errand = ERRAND.get()
         self._run = RUN if errand is None or errand.urgent else 1
 
-    async def pour(self, executor: Executor, threads: int) -> None:
-        """All of it, to its end. Raises what Pouring.file does."""
-        threads = 1 if self._pouring.ordered else min(threads, len(self._starts))
-        await together([self._work(executor) for _ in range(threads)])
+    async def pour(self, hands: Sequence[Executor]) -> None:
+        """All of it, to its end, by a thread of each of these at most. Raises what
+        Pouring.file does."""
+        count = 1 if self._pouring.ordered else min(len(hands), len(self._starts))
+        await together([self._work(executor) for executor in hands[:count]])
 
     async def _work(self, executor: Executor) -> None:
         loop, more = asyncio.get_running_loop(), True

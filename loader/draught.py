@@ -43,7 +43,8 @@ class Share:
 
 class Draught:
     """`pour` it once. `etag`: of the file when it was read last; then as the store
-    says. `began_s`: seconds to the beginning of the quickest answer."""
+    says. `began_s`: seconds to the beginning of the quickest answer; `alone`: the only
+    one."""
 
     def __init__(
         self, pouring: Pouring, tap: Tap, path: str, file: FileRef, etag: str | None
@@ -56,6 +57,7 @@ class Draught:
         self.etag = etag
         self.began_s = float("inf")
         self._shares = [Share(Flow(tap), *span) for span in spans(file.size)]
+        self.alone = len(self._shares) == 1
 
     async def pour(self, executor: Executor) -> None:
         """All of it, to its end. Raises Dry, Changed, and what Pouring.drawn does."""

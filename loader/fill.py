@@ -14,11 +14,12 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 
 from loader.chunks import FileChunks
 from loader.digest import LARGEST
-from loader.draught import Draught
+from loader.drawing import Drawing
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.files import OpenFile
 from loader.keeping import Keeping
@@ -31,12 +32,14 @@ from loader.spool import Spool
 from loader.store import Changed, Missing, Store
 from loader.tap import Dry, Tap
 from loader.threads import to_its_end
-from loader.turns import ERRAND
 from loader.verify import Damaged
 
 THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))
 """Threads that read one file, if it may be verified by chunks: half of the cores at
 most, for those who answer need the others."""
+
+LARGE = 64 << 20
+"""Bytes of a file that more than these may read: else it keeps a core for so long."""
 
 
 class Filler:
@@ -44,7 +47,8 @@ class Filler:
     `inline`: a small file that is in the page cache may keep the event loop, if it
     comes alone: a thread is woken some 0.1 ms late, and back. `tap`: of the
     store, and the threads that draw from it, which may all be kept waiting; it is the
-    caller's to close, and each read of it asks for the interpreter."""
+    caller's to close, and each read of it asks for the interpreter. `large`: who helps
+    with a large file, a thread of each."""
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class Filler:
         step: int = LARGEST,
         inline: bool = False,
         tap: tuple[Tap, Executor] | None = None,
+        large: Sequence[Executor] = (),
     ) -> None:
         self._store = store
         self._placings = placings
@@ -68,7 +73,10 @@ class Filler:
         self._threads = threads
         self._step = step
         self._inline = inline
-        self._tap = tap
+        self._large = large
+        self._drawing: Drawing | None = None
+        if tap is not None:
+            self._drawing = Drawing(*tap, self._ranges, placings, spool)
         self._under_way = 0
 
     @property
@@ -122,7 +130,8 @@ class Filler:
     ) -> Filled:
         async def feed(pouring: Pouring) -> None:
             chunks = FileChunks(pouring, opened.fd, spec.weights.size)
-            await chunks.pour(self._executor, self._threads)
+            large = self._large if spec.weights.size >= LARGE else ()
+            await chunks.pour([*(self._executor,) * self._threads, *large])
 
         began = time.perf_counter()
         placed = await self._placed(spec, opened.header)
@@ -141,33 +150,21 @@ class Filler:
 
     async def _from_tap(self, spec: Wanted, room: Room) -> Filled | None:
         """None: it has to come another way, which can also tell what is wrong."""
-        if self._tap is None or not self._ranges.near:
+        drawing = self._drawing
+        if drawing is None:
             return None
-        (tap, threads), file, errand = self._tap, spec.weights, ERRAND.get()
-        if not tap.runs or not (errand is None or errand.urgent):
-            return None  # what waits for its turn would keep a connection waiting
-        known = self._placings.of(file.identity)
-        kept = self._spool is not None and self._spool.wants(file.identity, file.size)
-        if known is None or kept or file.chunks is None:
+        known = await drawing.may(spec)
+        if known is None:
             return None
-        path, etag = f"{spec.directory}/{file.name}", self._ranges.etag(spec)
-
-        async def feed(pouring: Pouring) -> None:
-            draught = Draught(pouring, tap, path, file, etag)
-            await draught.pour(threads)
-            self._ranges.seen(spec, draught.etag)
-            self._ranges.began(draught.began_s)
-
+        began, feed = time.perf_counter(), partial(drawing.feed, spec)
         try:
-            filled = await self._pour(
-                spec, room, known, "store", time.perf_counter(), feed
-            )
+            filled = await self._pour(spec, room, known, "store", began, feed)
         except Damaged:
             return None  # it is the file's, or one bit's
         except Dry as error:
-            tap.rest(str(error))
+            drawing.tap.rest(str(error))
             return None
-        tap.ran()
+        drawing.tap.ran()
         return filled
 
     async def _from_afar(self, spec: Wanted, room: Room) -> Filled:

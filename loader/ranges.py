@@ -19,14 +19,15 @@ in any order, several at once; others wait for those before them, in memory.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
 
 from cachetools import LRUCache
 
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.header import LENGTH_BYTES
-from loader.part import agreed
+from loader.nearness import Nearness
+from loader.part import Changed, agreed
 from loader.room import Wanted
 from loader.store import Missing, Store
 from loader.threads import settled
@@ -41,16 +42,8 @@ SPAN = 4 * CHUNK
 PARALLEL = 8
 """Ranges of one model under way at once."""
 
-NEAR_S = 10e-3
-"""A store whose quickest answers begin within this is near: there one stream is as fast
-as the wire or the disk behind it, and what more of them cost is the cores' (200 MB from
-a SeaweedFS beside us: 1.35 times a single stream in 8 ranges, 1.18 in 3)."""
-
 NEAR_PARALLEL, NEAR_SPAN = 3, 12 * CHUNK
-"""The same two for such a store."""
-
-FORGET = 0.05
-"""How much of a slower answer is believed: most are slow because of others."""
+"""The same two for a store that is near (loader/nearness.py)."""
 
 PARALLEL_ALL = 32
 """Ranges of all models under way at once."""
@@ -66,13 +59,7 @@ class Ranges:
         self._store = store
         self._etags: LRUCache[tuple[str, str], str] = LRUCache(65536)
         self._slots = asyncio.Semaphore(PARALLEL_ALL)
-        self._quickest = NEAR_S
-        """Seconds to the beginning of an answer, of the quickest lately."""
-
-    @property
-    def near(self) -> bool:
-        """The store is: see NEAR_S."""
-        return self._quickest < NEAR_S
+        self.nearness = Nearness()
 
     def etag(self, spec: Wanted) -> str | None:
         """Of the file when it was read last."""
@@ -93,22 +80,26 @@ class Ranges:
         if not spec.weights.size:
             raise ArtifactRefused(spec.weights.name, "is empty")
         known = self.etag(spec)
-        reading = Reading(self._store, self._slots, spec, known, self.near, self.began)
+        reading = Reading(self._store, self._slots, spec, known, self.nearness)
         try:
             yield reading
         finally:
             await reading.close()
         self.seen(spec, reading.etag)
 
-    def began(self, seconds: float) -> None:
-        """An answer of the store's began so long after it was asked for."""
-        slower = self._quickest + (seconds - self._quickest) * FORGET
-        self._quickest = min(seconds, slower)
+    async def a_byte(self, spec: Wanted) -> None:
+        """The file's first, for the sake of an answer. Raises as Reading does."""
+        path = f"{spec.directory}/{spec.weights.name}"
+        with suppress(Missing, Changed):  # whoever reads the file will say so
+            part = await self._store.part(path, 0, 1, None)
+            async with aclosing(part.pieces) as pieces:
+                async for _ in pieces:
+                    pass
 
 
 class Reading:
-    """One file on its way: `beginning`, then `pour`. `near`: the store, see NEAR_S;
-    `began` is told how long each answer took to begin.
+    """One file on its way: `beginning`, then `pour`. `nearness`: the store's; is told
+    how long each answer took to begin.
 
     Both raise Changed, ArtifactRefused, StoreUnreachable.
     """
@@ -119,10 +110,9 @@ class Reading:
         slots: asyncio.Semaphore,
         spec: Wanted,
         etag: str | None,
-        near: bool,
-        began: Callable[[float], None],
+        nearness: Nearness,
     ) -> None:
-        self._began = began
+        self._nearness = nearness
         self._store = store
         self._slots = slots
         self._spec = spec
@@ -134,6 +124,7 @@ class Reading:
         )
         self._sink: Sink | None = None
         self._opened = self._before = asyncio.Event()
+        near = nearness.near
         parallel, span = (NEAR_PARALLEL, NEAR_SPAN) if near else (PARALLEL, SPAN)
         share = -(-spec.weights.size // (parallel * CHUNK)) * CHUNK
         self._span = CHUNK if spec.weights.chunks is None else min(span, share)
@@ -238,7 +229,8 @@ class Reading:
                 part = await self._store.part(path, start, end, self._known)
             except Missing as error:
                 raise ArtifactRefused(file.name, "is missing from the store") from error
-            self._began(time.perf_counter() - began)
+            alone = self._span >= file.size
+            self._nearness.began(time.perf_counter() - began, alone)
             async with aclosing(part.pieces) as pieces:
                 # What later ranges say of the whole is the store's affair: the digest
                 # is ours.

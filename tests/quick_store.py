@@ -3,7 +3,7 @@ not patched there, so it names this class instead."""
 
 from datetime import timedelta
 
-import loader.ranges
+import loader.nearness
 import loader.store
 
 
@@ -27,5 +27,5 @@ class NearStore(QuickStore):
 
     @classmethod
     def open(cls, url, environ=None):
-        loader.ranges.NEAR_S = 1e9
+        loader.nearness.NEAR_S = 1e9
         return super().open(url)

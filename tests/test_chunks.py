@@ -49,7 +49,7 @@ async def test_a_run_ends_between_two_chunks_when_it_is_called_off() -> None:
     steps = Steps()
     with ThreadPoolExecutor(1) as threads:
         chunks = FileChunks(steps, -1, 100 * CHUNK)
-        task = asyncio.create_task(chunks.pour(threads, 1))
+        task = asyncio.create_task(chunks.pour([threads]))
         await steps.told.wait()
         task.cancel()
         await asyncio.sleep(0)
@@ -64,7 +64,7 @@ async def test_the_first_failure_stops_the_others() -> None:
     steps = Steps()
     steps.leave.release(1000)
     with ThreadPoolExecutor(2) as threads, pytest.raises(OSError, match="disk fails"):
-        await FileChunks(steps, -1, 1000 * CHUNK).pour(threads, 2)
+        await FileChunks(steps, -1, 1000 * CHUNK).pour([threads, threads])
     assert len(steps.begun) < 1000
 
 
@@ -76,7 +76,7 @@ async def test_what_is_not_urgent_comes_back_after_each(urgent, hops) -> None:
     with ThreadPoolExecutor(1) as threads:
         submit, counted = threads.submit, []
         threads.submit = lambda *args: (counted.append(1), submit(*args))[1]
-        await FileChunks(steps, -1, (RUN + 1) * CHUNK).pour(threads, 1)
+        await FileChunks(steps, -1, (RUN + 1) * CHUNK).pour([threads])
     assert steps.begun == list(range(RUN + 1))
     assert len(counted) == hops
 

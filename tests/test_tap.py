@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from bench.proxy import proxy
-from loader import draught, fill, ranges, tap
+from loader import draught, fill, nearness, tap
 from loader.digest import FileRef
 from loader.draught import Draught, spans
+from loader.errors import StoreUnreachable
 from loader.ranges import CHUNK
 from loader.store import Store
 from loader.tap import Dry, Flow, Tap, Wish
@@ -68,7 +69,7 @@ def near(monkeypatch) -> Iterator[list[Tap]]:
         made.append(found)
         return fill.Filler(store, *args, tap=(found, drawers))
 
-    monkeypatch.setattr(ranges, "NEAR_S", 1e9)
+    monkeypatch.setattr(nearness, "NEAR_S", 1e9)
     monkeypatch.setattr(draught, "ALONE", 2 * CHUNK)
     monkeypatch.setattr(loading, "Filler", tapping)
     yield made
@@ -124,17 +125,77 @@ async def test_nor_what_is_verified_as_a_whole(server, near) -> None:
 
 
 async def test_nor_what_threads_of_the_engine_bring(server, monkeypatch) -> None:
-    monkeypatch.setattr(ranges, "NEAR_S", 1e9)
+    monkeypatch.setattr(nearness, "NEAR_S", 1e9)
     async with known(server) as engine:
         assert await outcome(engine, server) is HEALS
     assert not tapped(server)
 
 
 async def test_nor_what_comes_from_afar(server, near, monkeypatch) -> None:
-    monkeypatch.setattr(ranges, "NEAR_S", 0.0)
+    monkeypatch.setattr(nearness, "NEAR_S", 0.0)
     async with known(server) as engine:
         assert await outcome(engine, server) is HEALS
     assert not tapped(server)
+
+
+async def test_a_byte_tells_of_a_store_that_large_files_do_not(
+    server,
+    near,
+    monkeypatch,
+) -> None:
+    """Their ranges begin late, all at once; none is asked for before that is known."""
+
+    def timed(self, seconds: float, alone: bool = True) -> None:
+        if server.asked[-1].end == 1:
+            self._quickest = 1e-3
+
+    monkeypatch.setattr(nearness.Nearness, "began", timed)
+    monkeypatch.setattr(nearness, "NEAR_S", 2e-3)
+    verified_by(server, "chunks")
+    async with engine_over(server) as engine:
+        for _ in range(2):
+            assert await outcome(engine, server) is HEALS
+            await engine.unload("ill")
+    first, *others = server.gets(KEY)
+    assert (first.start, first.end) == (0, 1)
+    assert all(a.end > 1 for a in others), "once"
+    assert tapped(server)
+
+
+def test_a_far_store_is_looked_at_seldom(monkeypatch) -> None:
+    now, asked = [1000.0], []
+    monkeypatch.setattr(nearness.time, "perf_counter", lambda: now[0])
+
+    async def ask() -> None:
+        asked.append(now[0])
+        now[0] += 0.03
+        if len(asked) == 4:
+            raise StoreUnreachable("not just now")
+
+    async def looks() -> None:
+        found = nearness.Nearness()
+        for _ in range(600):
+            await found.look(ask)
+            now[0] += 1.0
+        assert not found.near
+        found.began(1e-3)
+        assert found.near
+        await found.look(ask)
+
+    asyncio.run(looks())
+    times = [sum(t >= at for t in asked) for at in (1000, 1059, 1179, 1419, 1600)]
+    assert times == [3 + 1 + 3 + 3, 1 + 3 + 3, 3 + 3, 3, 0]
+
+
+def test_slow_answers_count_unless_others_were_asked_for_with_them() -> None:
+    found = nearness.Nearness()
+    found.began(0.003, alone=False)
+    for _ in range(100):
+        found.began(0.05, alone=False)
+    assert found.near
+    for _ in range(100):
+        found.began(0.05)
+    assert not found.near
 
 
 async def test_a_connection_is_used_again(server, near) -> None:
@@ -152,7 +213,7 @@ async def test_a_connection_is_used_again(server, near) -> None:
 
 
 async def test_a_porter_has_one(server, monkeypatch) -> None:
-    monkeypatch.setattr(ranges, "NEAR_S", ranges.NEAR_S)  # set back
+    monkeypatch.setattr(nearness, "NEAR_S", nearness.NEAR_S)  # set back
     verified_by(server, "chunks")
     settings = Settings(
         store=f"s3://{BUCKET}", device="cpu", budget="64MiB", loader="process"

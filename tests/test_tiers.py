@@ -18,9 +18,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from loader import arena, files, fill, ranges
+from loader import arena, files, fill, nearness, ranges
 from loader import spool as spool_module
-from loader.arena import GRANULE
 from loader.digest import FileRef
 from loader.errors import ArtifactRefused, DeviceFull, LoadFailed, StoreUnreachable
 from loader.folder import Folder
@@ -31,6 +30,7 @@ from loader.load import Loader
 from loader.memory import HostMemory, mapped
 from loader.pool import SLOT, host_pool
 from loader.ranges import CHUNK
+from loader.slab import GRANULE
 from loader.spool import Spool
 from runtime.compose import composed
 from runtime.engine import Request
@@ -501,13 +501,13 @@ async def test_a_near_store_is_asked_for_fewer_ranges() -> None:
 
     far, mib = await asked(), 1 << 20
     assert len(far) == 7
-    reader.began(ranges.NEAR_S / 5)
+    reader.nearness.began(nearness.NEAR_S / 5)
     for _ in range(10):
-        reader.began(ranges.NEAR_S * 2)  # the others, beside it
+        reader.nearness.began(nearness.NEAR_S * 2)  # the others, beside it
     near = await asked()
     assert near == [(0, 72 * mib), (72 * mib, 144 * mib), (144 * mib, size)]
     for _ in range(100):
-        reader.began(ranges.NEAR_S * 4)
+        reader.nearness.began(nearness.NEAR_S * 4)
     assert await asked() == far
 
 
