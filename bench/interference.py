@@ -56,6 +56,9 @@ async def interference(plan: "Plan", turns: int) -> Disturbed:
 
     weights = [*(plan.folder / "store").glob("*/*/model.safetensors")]
     async with plan.engine("other-disk") as engine, reader(weights) as read:
+        # A server that has been up: all are known to it, and it has its porter.
+        for model in others:
+            await engine.load(model.name)
         await engine.predict(asked)
         for _ in range(turns):
             await steady(alone)

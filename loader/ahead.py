@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 import torch
 
-from loader.arena import rounded
 from loader.errors import DeviceFull
 from loader.host import HostTier, Kept
 from loader.manifest import ModelSpec
 from loader.memory import DeviceMemory, HostMemory, PinnedMemory, unpin
 from loader.room import Below
+from loader.slab import rounded
 from loader.slab_room import SlabRoom
 from loader.slabs import Slabs
 from loader.tier import Tally, Tier

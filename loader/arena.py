@@ -3,11 +3,7 @@
 Owns: slabs, blocks, holes, and when a slab may come or go. Must not: touch memory
 (loader/slabs.py does) or decide who leaves (the cache does).
 
-Every model is one contiguous block. Sizes are rounded up to 1/256 of their own
-magnitude, at least to 256 bytes, at most to 2 MiB: a block of 300 KB wastes less than
-0.4 % (fixed classes of 64 KiB would waste a tenth of it), and the bases stay aligned
-for any kernel. Fixed classes would fight fragmentation by waste; here models of one
-graph are of one size anyway and fill each other's holes exactly, and what is left is
+Every model is one contiguous block (loader/slab.py). What is left between them is
 compacted (loader/compaction.py).
 
 Small arenas are one slab, so that no byte of the budget is lost to the ends of slabs.
@@ -24,66 +20,16 @@ slab of a capacity that never changes, there until the arena's owner ends.
 """
 
 from bisect import insort
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
-from loader.touched import Touched
+from loader.slab import LARGEST_GRANULE, Block, Slab, rounded
+from loader.touched import Touched, Trade, tile_of, traded
 
-GRANULE = 256
-LARGEST_GRANULE = 2 << 20
 ONE_SLAB = 1 << 30
 """Up to this capacity there is one slab."""
 SLABS = 8
 STRETCH = 4
 LAZY_SLABS = 4
-
-
-def rounded(nbytes: int) -> int:
-    """The bytes a block of `nbytes` takes. Never less for more."""
-    step = 1 << max(0, nbytes.bit_length() - 9)
-    step = min(max(step, GRANULE), LARGEST_GRANULE)
-    return max(1, -(-nbytes // step)) * step
-
-
-@dataclass(eq=False, slots=True)
-class Slab:
-    """A stretch of memory. `blocks` lie in order of their starts."""
-
-    nbytes: int
-    blocks: list["Block"] = field(default_factory=list)
-    left: list[tuple[int, int]] = field(default_factory=list)
-    """(start, end) of what blocks have left behind: nobody's, counted as touched."""
-
-    def holes(self) -> Iterator[tuple[int, int]]:
-        """(start, end) of what is free, in order."""
-        at = 0
-        for block in self.blocks:
-            if block.start > at:
-                yield at, block.start
-            at = block.end
-        if at < self.nbytes:
-            yield at, self.nbytes
-
-    def is_free(self, start: int, end: int, but: "Block | None" = None) -> bool:
-        """True if nobody but `but` has a byte of `[start, end)`."""
-        return end <= self.nbytes and all(
-            b is but or b.end <= start or end <= b.start for b in self.blocks
-        )
-
-
-@dataclass(eq=False, slots=True)
-class Block:
-    """One model's bytes: `[start, start + nbytes)` of a slab; None once freed."""
-
-    slab: Slab | None
-    start: int
-    nbytes: int
-    group: str
-
-    @property
-    def end(self) -> int:
-        """Where the next one may begin."""
-        return self.start + self.nbytes
 
 
 class Arena:
@@ -153,6 +99,8 @@ class Arena:
         if best is None:
             return None
         block = Block(best[1], best[2], need, group)
+        if self.lazy:
+            block.fresh = Touched(best[1].left).not_of(block.start, block.end)
         self._put(block)
         self.held += need
         return block
@@ -239,6 +187,20 @@ class Arena:
         if slab.blocks:
             raise AssertionError("A slab in use was dropped. This is a bug.")
         self.slabs.remove(slab)
+
+    def exchange(self, block: Block) -> list[Trade]:
+        """Pages that should change places, so that no more than the capacity is
+        touched: a new block has what others left, and what it would have touched for
+        the first time lies behind."""
+        assert block.slab is not None
+        fresh, block.fresh = block.fresh, []
+        over = self.touched - self.capacity()
+        if over <= 0 or not fresh:
+            return []
+        left = Touched(block.slab.left).ranges()
+        tile = tile_of(block.slab.nbytes)
+        found, block.slab.left = traded(fresh, left, over, tile)
+        return found
 
     def shed(self) -> list[Block]:
         """What must be given back for the touched bytes to be no more than the

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import nlargest
 
-from loader.arena import Block, Slab
+from loader.slab import Block, Slab
 
 HOLES = 64
 """Of other slabs, the largest: lending is worked out on the event loop."""

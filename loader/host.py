@@ -24,12 +24,12 @@ from typing import Protocol
 import torch
 from blake3 import blake3
 
-from loader.arena import Block, rounded
 from loader.carrier import carrier_for
 from loader.errors import ArtifactRefused, DeviceFull
 from loader.estate import Estate, Left
 from loader.memory import DeviceMemory, HostMemory, PinnedMemory, unpin
 from loader.placing import Placed, place
+from loader.slab import Block, rounded
 from loader.slabs import Slabs
 from loader.threads import to_its_end
 from loader.tier import Tally, Tier

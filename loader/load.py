@@ -19,7 +19,7 @@ import structlog
 import torch
 
 from loader.ahead import Ahead
-from loader.arena import ONE_SLAB, Block, rounded
+from loader.arena import ONE_SLAB
 from loader.carrier import Carrier, carrier_for
 from loader.errors import ArtifactRefused, StoreUnreachable
 from loader.fill import Filler
@@ -33,6 +33,7 @@ from loader.pinned import pool_for
 from loader.placing import Placed, Placings
 from loader.pool import Pool
 from loader.room import Below, Filled
+from loader.slab import Block, rounded
 from loader.slabs import Slabs
 from loader.spool import Spool
 from loader.store import Store

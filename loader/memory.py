@@ -13,6 +13,7 @@ import torch
 
 from loader.errors import DeviceFull
 from loader.pages import pages
+from loader.touched import Trade
 
 BOUNCE = 16 << 20
 """Bytes of a GPU that a move goes through, so that it may overlap itself."""
@@ -31,10 +32,12 @@ _libc = ctypes.CDLL(None)
 
 class DeviceMemory(Protocol):
     """Where slabs come from. `direct`: a CPU thread can write to a slab itself. `lazy`:
-    a slab costs what is touched of it, and `shed` gives that back."""
+    a slab costs what is touched of it, and `shed` gives that back. `swaps`: its pages
+    can change places."""
 
     direct: bool
     lazy: bool
+    swaps: bool
 
     @property
     def device(self) -> torch.device:
@@ -53,6 +56,10 @@ class DeviceMemory(Protocol):
         """Part of a slab is not used for now: let others have it, where possible."""
         ...
 
+    def swap(self, slab: torch.Tensor, trade: Trade) -> None:
+        """Pages that nobody uses change places."""
+        ...
+
     def gave_back(self) -> None:
         """Slabs were dropped: let others have the memory."""
         ...
@@ -64,6 +71,7 @@ class HostMemory:
     device = torch.device("cpu")
     direct = True
     lazy = True
+    swaps = False
 
     def slab(self, nbytes: int) -> torch.Tensor:
         """See DeviceMemory."""
@@ -80,6 +88,9 @@ class HostMemory:
         and zero the beginning of the model that lies behind.
         """
         _advise(unused, mmap.MADV_DONTNEED, HUGE)
+
+    def swap(self, slab: torch.Tensor, trade: Trade) -> None:
+        """See DeviceMemory. Never asked."""
 
     def gave_back(self) -> None:
         """See DeviceMemory. The mapping went with its last tensor."""
@@ -105,6 +116,7 @@ class CudaMemory:
 
     direct = False
     lazy = False
+    swaps = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -132,6 +144,9 @@ class CudaMemory:
 
     def shed(self, unused: torch.Tensor) -> None:
         """See DeviceMemory. cudaFree takes whole allocations only."""
+
+    def swap(self, slab: torch.Tensor, trade: Trade) -> None:
+        """See DeviceMemory. Never asked."""
 
     def gave_back(self) -> None:
         """See DeviceMemory. Rare: a slab leaves when the budget shrinks, not with a

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from loader.arena import Block
 from loader.digest import FileRef
 from loader.placing import Placed
+from loader.slab import Block
 
 Array = npt.NDArray[np.uint8]
 """Bytes of host memory."""

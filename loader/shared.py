@@ -5,7 +5,8 @@ or for what (runtime/porter/).
 
 Pages of such a file are small ones nearly everywhere (shmem_enabled is "never" by
 default). Forwards, reads and hashes took the same time there as in huge pages of
-private memory, and the first touch of a page less.
+private memory, and the first touch of a page less. Giving them back costs more: so the
+pages that somebody left behind are seen where somebody needs them (loader/region.py).
 """
 
 import mmap
@@ -18,48 +19,66 @@ import torch
 
 from loader.errors import DeviceFull
 from loader.memory import HostMemory, shed_shared
+from loader.region import Region
 from loader.room import Array
+from loader.touched import Trade
 
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """A slab as another process may map it. `fd`: open for as long as `region` is
-    there. `base`: its address here."""
+    """A slab as another process may map it. `fd`: open for as long as `memory` is
+    there."""
 
     number: int
     fd: int
     nbytes: int
-    base: int
-    region: "weakref.ref[mmap.mmap]"
+    region: Region
+    memory: "weakref.ref[mmap.mmap]"
+
+    @property
+    def base(self) -> int:
+        """Its address here."""
+        return self.region.base
 
 
 class SharedMemory(HostMemory):
     """See DeviceMemory. `came` and `went` are told of slabs."""
 
+    swaps = True
+
     def __init__(self) -> None:
         self.grounds: dict[int, Ground] = {}
         self.came: Callable[[Ground], None] = _nobody
         self.went: Callable[[int], None] = _nobody
+        self.swapped: Callable[[int, Trade], None] = _nobody
         self._made = 0
 
     def slab(self, nbytes: int) -> torch.Tensor:
         """See DeviceMemory."""
-        fd = -1
+        fd, size = -1, -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
             fd = os.memfd_create("hotset-arena", os.MFD_CLOEXEC)
-            os.ftruncate(fd, max(1, nbytes))
-            region = mmap.mmap(fd, max(1, nbytes))
+            os.ftruncate(fd, size)
+            memory = mmap.mmap(fd, size)
         except (OSError, OverflowError, ValueError) as error:
             if fd >= 0:
                 os.close(fd)
             raise DeviceFull("the host has no memory left for this model") from error
-        weakref.finalize(region, os.close, fd)
-        slab = torch.frombuffer(region, dtype=torch.uint8)[:nbytes]
+        weakref.finalize(memory, os.close, fd)
+        slab = torch.frombuffer(memory, dtype=torch.uint8)[:nbytes]
         self._made += 1
-        ground = Ground(self._made, fd, nbytes, slab.data_ptr(), weakref.ref(region))
+        ground = Ground(self._made, fd, nbytes, Region(fd, memory), weakref.ref(memory))
         self.grounds[ground.number] = ground
         self.came(ground)
         return slab
+
+    def swap(self, slab: torch.Tensor, trade: Trade) -> None:
+        """See DeviceMemory."""
+        place = self.of(slab)
+        assert place is not None, "Not a slab of this memory. This is a bug."
+        number, _ = place
+        self.grounds[number].region.swap(*trade)
+        self.swapped(number, trade)
 
     def shed(self, unused: torch.Tensor) -> None:
         """See DeviceMemory."""
@@ -68,13 +87,13 @@ class SharedMemory(HostMemory):
     def gave_back(self) -> None:
         """See DeviceMemory. A slab that somebody still looks at goes the next time."""
         for ground in list(self.grounds.values()):
-            if ground.region() is None:
+            if ground.memory() is None:
                 del self.grounds[ground.number]
                 self.went(ground.number)
 
     def unwatched(self) -> None:
         """Nobody is told of slabs any more."""
-        self.came, self.went = _nobody, _nobody
+        self.came = self.went = self.swapped = _nobody
 
     def where(self, landing: Array) -> tuple[int, int] | None:
         """(number of the slab, start) of memory in one of them; None if it is not."""
@@ -103,5 +122,5 @@ def can_share() -> bool:
     return not bool(slab.any())
 
 
-def _nobody(what: object) -> None:
+def _nobody(*what: object) -> None:
     pass

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import torch
 
-from loader.arena import Block
 from loader.placing import Placed
 from loader.room import Array
+from loader.slab import Block
 from loader.slabs import Slabs
 
 

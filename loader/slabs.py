@@ -8,26 +8,26 @@ model while its bytes move, and no lock is needed to say so. On a GPU that is so
 0.1 ms for 200 MB, in host memory some 20 ms; and only where fragmentation, not the
 budget, would refuse a load.
 
-Memory is given back in a thread: 12 MB of it can take as many milliseconds. Until that
-is done nobody gets a block there, and that much more than the capacity is touched: at
-most a part of it (PENDING), or as much as one load brings.
+Memory is given back in a thread (loader/shedding.py). Until that is done so much more
+than the capacity is touched: at most a part of it (PENDING), or as much as one load
+brings.
 """
 
 import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import structlog
 import torch
 
 from loader import compaction
-from loader.arena import LARGEST_GRANULE, Arena, Block, Slab, rounded
+from loader.arena import Arena
 from loader.compaction import MayMove, Move
 from loader.errors import DeviceFull
 from loader.memory import DeviceMemory
-from loader.threads import stand_back
+from loader.shedding import Shedding
+from loader.slab import LARGEST_GRANULE, Block, Slab, rounded
 
 log = structlog.get_logger()
 
@@ -70,16 +70,16 @@ class Slabs:
         self._moved = moved
         self._may_move = may_move
         self._tensors: dict[Slab, torch.Tensor] = {}
+        self._views: dict[Block, torch.Tensor] = {}
         self._compacting = asyncio.Lock()
         self._change = asyncio.Event()
         self.patience = PATIENCE_S
-        self._behind: ThreadPoolExecutor | None = None
-        self._shedding: list[tuple[Block, Future[None]]] = []
+        self._shedding = Shedding(memory.shed, self.arena.shed_done)
 
     def take(self, nbytes: int, group: str = "") -> Block | None:
         """A block, from a hole or a new slab; None if the arena has no room for it in
         one piece. Raises DeviceFull if the device has less than the capacity says."""
-        self._shed_done()
+        self._shedding.look()
         block = self.arena.take(nbytes, group)
         if block is None:
             size, in_the_way = self.arena.growth(nbytes)
@@ -89,8 +89,18 @@ class Slabs:
             tensor = self.memory.slab(size)
             self._tensors[self.arena.add(size)] = tensor
             block = self.arena.take(nbytes, group)
+        if block is not None:
+            self._exchange(block)
         self._shed()  # what the block will touch, others must leave
         return block
+
+    def _exchange(self, block: Block) -> None:
+        """Touched pages that nobody uses instead of new ones: those would have to be
+        cleared, and as many be given back."""
+        assert block.slab is not None
+        if self.memory.swaps:
+            for trade in self.arena.exchange(block):
+                self.memory.swap(self._tensors[block.slab], trade)
 
     def restore(self, place: tuple[int, int], nbytes: int) -> Block | None:
         """A block at (slab, start) of another life; None if that cannot be."""
@@ -131,9 +141,7 @@ class Slabs:
     async def find(self, nbytes: int, group: str) -> Block:
         """A block, moving others aside if it takes that. Raises DeviceFull."""
         bound = max(rounded(nbytes), self.arena.capacity() // PENDING)
-        while sum(block.nbytes for block, _ in self._shedding) > bound:
-            await asyncio.wait([asyncio.wrap_future(self._shedding[0][1])])
-            self._shed_done()
+        await self._shedding.until(bound)
         block = self.take(nbytes, group)
         if block is not None:
             return block
@@ -152,7 +160,7 @@ class Slabs:
     async def _in_one_piece(self, nbytes: int, group: str) -> Block | None:
         """A block, moving aside who may be moved just now."""
         for _ in range(ATTEMPTS):
-            await self._shed_over()
+            await self._shedding.until(0)
             block = self.take(nbytes, group)
             if block is not None:
                 return block
@@ -160,7 +168,7 @@ class Slabs:
             if moves is None:
                 return None
             await self._carry_out(moves)
-        await self._shed_over()
+        await self._shedding.until(0)
         return self.take(nbytes, group)
 
     async def _changed(self, rest: float) -> None:
@@ -173,11 +181,18 @@ class Slabs:
 
     def buffer(self, block: Block) -> torch.Tensor:
         """The block's bytes. Valid until it is freed or moved."""
+        view = self._views.get(block)  # a load asks four times, a narrow takes 20 us
+        if view is None or len(view) != block.nbytes:  # trimmed meanwhile
+            view = self._views[block] = self._narrow(block)
+        return view
+
+    def _narrow(self, block: Block) -> torch.Tensor:
         assert block.slab is not None
         return self._tensors[block.slab].narrow(0, block.start, block.nbytes)
 
     def free(self, block: Block) -> None:
         """Nobody reads or writes the block any more."""
+        self._views.pop(block, None)
         self.arena.free(block)
         self.shrink()
         self._change.set()
@@ -199,32 +214,11 @@ class Slabs:
 
     def _shed(self) -> None:
         for block in self.arena.shed() if self.arena.lazy else ():
-            buffer = self.buffer(block)
-            if self._behind is None:
-                self._behind = ThreadPoolExecutor(1, "shed", stand_back)
-            done = self._behind.submit(self.memory.shed, buffer)
-            self._shedding.append((block, done))
-
-    async def _shed_over(self) -> None:
-        while self._shedding:
-            pending = [asyncio.wrap_future(done) for _, done in self._shedding]
-            await asyncio.wait(pending)
-            self._shed_done()
-
-    def _shed_done(self) -> None:
-        still = []
-        for block, done in self._shedding:
-            if done.done():
-                self.arena.shed_done(block)
-            else:
-                still.append((block, done))
-        self._shedding = still
+            self._shedding.begin(block, self._narrow(block))
 
     def close(self) -> None:
         """All that is empty goes."""
-        if self._behind is not None:
-            self._behind.shutdown()
-            self._shed_done()
+        self._shedding.over()
         self._drop([slab for slab in self.arena.slabs if not slab.blocks])
 
     def _drop(self, slabs: Sequence[Slab]) -> None:
@@ -249,6 +243,7 @@ class Slabs:
         source, there = self.buffer(move.block), self._tensors[move.slab]
         self.memory.move(source, there.narrow(0, move.start, move.block.nbytes))
         self.arena.move(move.block, move.slab, move.start)
+        self._views.pop(move.block, None)
         self._moved(move.block)
 
     def _possible(self, move: Move) -> bool:

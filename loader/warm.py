@@ -10,12 +10,12 @@ Owns: that order, and the copy. Must not: know graphs, budgets or leases. Whatev
 import time
 from collections.abc import Callable
 
-from loader.arena import Block
 from loader.carrier import Carrier
 from loader.host import Copies
 from loader.manifest import ModelSpec
 from loader.placing import Placed
 from loader.room import Below, Filled
+from loader.slab import Block
 from loader.slab_room import SlabRoom
 from loader.slabs import Slabs
 

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from loader import arena as arena_module
-from loader.arena import GRANULE, ONE_SLAB, Arena, Slab, rounded
+from loader.arena import ONE_SLAB, Arena
 from loader.compaction import plan
 from loader.memory import HUGE, SHED, HostMemory
 from loader.shared import SharedMemory
+from loader.slab import GRANULE, Slab, rounded
 from loader.slabs import Slabs
 
 

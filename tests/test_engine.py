@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from loader.arena import rounded
 from loader.errors import ArtifactRefused, ModelNotFound
+from loader.slab import rounded
 from runtime.compose import composed
 from runtime.config import Settings
 from runtime.devices import pick_device

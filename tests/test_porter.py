@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import random
 import signal
 import socket
 import tempfile
@@ -23,6 +24,7 @@ from loader.errors import ArtifactRefused, LoadFailed, StoreDenied, StoreUnreach
 from loader.manifest import read_manifest
 from loader.shared import SharedMemory
 from loader.store import Store
+from loader.touched import tile_of
 from loader.turns import Errand, Turns
 from runtime.compose import composed
 from runtime.config import Settings
@@ -140,6 +142,16 @@ async def test_it_needs_no_torch(tmp_path: Path) -> None:
         maps = await asyncio.to_thread(Path(f"/proc/{pid}/maps").read_text)
         assert "libtorch" not in maps
         assert "hotset-arena" in maps
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
+async def test_one_core_is_never_its_own(tmp_path: Path) -> None:
+    fleet(tmp_path, 1)
+    async with served(tmp_path, loader="process") as engine:
+        await until_carried(engine)
+        pid = await porter_of(engine)
+        ours = os.sched_getaffinity(0)
+        assert ours - os.sched_getaffinity(pid) == {min(ours)}
 
 
 async def test_what_it_wrote_to_disk_is_known(tmp_path: Path) -> None:
@@ -316,7 +328,9 @@ class Working:
         settings = Settings(store=str(folder), disk_cache=disk)
         self.packets.say(begin(settings, Store.open(str(folder))))
         (ground,) = self.memory.grounds.values()
-        self.packets.say(messages.Came(1, ground.nbytes), [ground.fd])
+        self.packets.say(
+            messages.Came(1, ground.nbytes, ground.region.runs), [ground.fd]
+        )
 
     def fill(self, call: int, name: str, urgent: bool = True) -> None:
         spec = spec_of(self.folder, name)
@@ -652,6 +666,62 @@ async def test_without_files_in_memory_loads_stay_in_threads(
 
 
 # -- the memory they share ------------------------------------------------------------
+
+
+async def test_pages_that_changed_places_are_filled_where_they_are_seen(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("runtime.porter.work.logs.configure", lambda *args: None)
+    fleet(tmp_path, 2, extra=700_000)
+    working = Working(tmp_path)
+    working.memory.swapped = lambda number, trade: working.packets.say(
+        messages.Swapped(number, trade)
+    )
+    tile = tile_of(len(working.slab))
+    for call, (there, behind) in enumerate([(1, 14), (3, 13), (14, 1)]):
+        working.slab.fill_(9)
+        working.memory.swap(working.slab, (there * tile, behind * tile, tile))
+        working.fill(call, f"m{call % 2}")
+        assert (await working.next()).call == call
+        seen = bytes(working.slab.numpy())
+        assert bytes(700_000) in seen, "what fills the file up, in one piece"
+    await working.close()
+
+
+async def test_models_of_all_sizes_are_what_they_were(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Their pages change places as they come and go; the next porter is told how."""
+    names = [f"m{index}" for index in range(12)]
+    for index, name in enumerate(names):
+        tiny_models.linear(tmp_path, name, index, extra=270_000 + index * 110_000)
+    traded, swap = [], SharedMemory.swap
+
+    def swapped(self, slab, trade) -> None:
+        traded.append(trade)
+        swap(self, slab, trade)
+
+    monkeypatch.setattr(SharedMemory, "swap", swapped)
+    chance = random.Random(0)
+    async with served(tmp_path, loader="process", host_cache="3MiB") as engine:
+        for life in range(3):
+            await until_carried(engine)
+            seen = len(traded)
+            for _ in range(60):
+                index = chance.randrange(len(names))
+                assert await ask(engine, names[index]) == [float(index)] * 4
+            assert len(traded) > seen, "nothing was traded in this life"
+            tiers = (await engine.snapshot()).tiers
+            assert tiers.space.reserved <= 4 << 20
+            if life < 2:
+                os.kill(tiers.porter, signal.SIGKILL)
+                await until_other(engine, tiers.porter)
+        assert (await loads_of(engine)).keys() == {"store", "host"}
+
+
+async def until_other(engine, porter: int) -> None:
+    while await porter_of(engine) == porter:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
 
 
 def test_a_slab_is_there_until_nobody_looks_at_it() -> None:

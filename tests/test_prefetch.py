@@ -8,9 +8,9 @@ import torch
 
 from eviction.foresight import Foresight
 from loader.ahead import Ahead
-from loader.arena import rounded
 from loader.errors import StoreUnreachable
 from loader.room import Filled
+from loader.slab import rounded
 from loader.turns import Errand, Turns
 from runtime.counts import Counts
 from runtime.metrics import Metrics

@@ -12,7 +12,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from loader.arena import rounded
+from loader.slab import rounded
 from loader.threads import NICE
 from runtime.commands.picture import Sort, frame
 from runtime.compose import composed

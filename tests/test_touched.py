@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loader.arena import GRANULE, Arena
+from loader.arena import Arena
+from loader.slab import GRANULE
 from loader.touched import Touched
 
 SPAN = 24

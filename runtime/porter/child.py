@@ -1,6 +1,6 @@
 """A porter's process, from its first line to its last.
 
-Owns: its rank, its event loop and its end. Must not: know what it works on.
+Owns: its rank and cores, its event loop and its end. Must not: know what it works on.
 """
 
 import asyncio
@@ -8,13 +8,14 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 
-from loader.threads import stand_back
+from loader.threads import leave_a_core, stand_back
 from runtime.porter.work import Work
 
 
-async def _live(fd: int) -> None:
-    work = Work(socket.socket(fileno=fd))
+async def _live(fd: int, left: Sequence[int]) -> None:
+    work = Work(socket.socket(fileno=fd), left)
     await work.over
     await work.close()
 
@@ -24,7 +25,7 @@ def main(fd: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the engine ends it, when it has drained
     stand_back()  # before there are threads: each begins with this rank
-    asyncio.run(_live(fd))
+    asyncio.run(_live(fd, leave_a_core()))
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(0)  # obstore's runtime may abort when the interpreter goes before it

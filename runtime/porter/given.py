@@ -5,10 +5,10 @@ Owns: how both look to the loader (loader/room.py). Must not: import torch.
 
 from dataclasses import dataclass
 
-from loader.arena import Block
 from loader.digest import FileRef
 from loader.placing import Placed
 from loader.room import Array
+from loader.slab import Block
 from runtime.porter.messages import MOST_HEADER
 
 

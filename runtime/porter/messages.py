@@ -34,16 +34,24 @@ class Begin(msgspec.Struct, tag=True, array_like=True):
 
 
 class Came(msgspec.Struct, tag=True, array_like=True):
-    """A slab, and its descriptor."""
+    """A slab, its descriptor, and how it is seen (loader/region.py)."""
 
     number: int
     nbytes: int
+    runs: list[tuple[int, int]]
 
 
 class Went(msgspec.Struct, tag=True, array_like=True):
     """A slab that is no more."""
 
     number: int
+
+
+class Swapped(msgspec.Struct, tag=True, array_like=True):
+    """Pages of a slab have changed places; what is told before is seen as before."""
+
+    number: int
+    trade: tuple[int, int, int]
 
 
 class Fill(msgspec.Struct, tag=True, array_like=True):
@@ -90,7 +98,7 @@ class Stop(msgspec.Struct, tag=True, array_like=True):
     """End, once what is being written to the disk tier is written."""
 
 
-Order = Begin | Came | Went | Fill | Copy | Hurry | CallOff | Stop
+Order = Begin | Came | Went | Swapped | Fill | Copy | Hurry | CallOff | Stop
 
 
 class Up(msgspec.Struct, tag=True, array_like=True):

@@ -24,6 +24,7 @@ from loader.room import Below, Filled, Room, Wanted
 from loader.shared import Ground, SharedMemory
 from loader.spool import Spool
 from loader.threads import settled, to_its_end
+from loader.touched import Trade
 from loader.turns import ERRAND, Errand
 from runtime.porter.disks import Disks
 from runtime.porter.messages import (
@@ -41,6 +42,7 @@ from runtime.porter.messages import (
     Hurry,
     Order,
     Report,
+    Swapped,
     Up,
     Went,
     error_of,
@@ -102,6 +104,7 @@ class Porter:
         self._next: asyncio.TimerHandle | None = None
         self._disk = Disks(spool)
         memory.came, memory.went = self._came, self._went
+        memory.swapped = self._swapped
 
     @property
     def pid(self) -> int:
@@ -236,11 +239,15 @@ class Porter:
     # -- its lives --------------------------------------------------------------------
 
     def _came(self, ground: Ground) -> None:
-        if ground.region() is not None:
-            self._must_hear(Came(ground.number, ground.nbytes), ground.fd)
+        if ground.memory() is not None:
+            came = Came(ground.number, ground.nbytes, ground.region.runs)
+            self._must_hear(came, ground.fd)
 
     def _went(self, number: int) -> None:
         self._must_hear(Went(number))
+
+    def _swapped(self, number: int, trade: Trade) -> None:
+        self._must_hear(Swapped(number, trade))
 
     def _must_hear(self, order: Order, *fds: int) -> None:
         if self._process is not None and not self._process.say(order, fds):

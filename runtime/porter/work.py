@@ -1,11 +1,10 @@
 """The porter's own side: orders come, bytes are brought, reports go.
 
-Owns: what is under way, the slabs as they are mapped here. Must not: import torch, or
+Owns: what is under way. Must not: import torch, or
 decide what is loaded.
 """
 
 import asyncio
-import mmap
 import os
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,11 +21,10 @@ import structlog
 from loader.fill import Filler
 from loader.placing import Placings
 from loader.pool import host_pool
-from loader.room import Array
 from loader.spool import Spool
 from loader.store import Store
 from loader.tap import Tap
-from loader.threads import to_its_end
+from loader.threads import go_to, to_its_end
 from loader.turns import ERRAND, Crew, Errand, Turns
 from runtime import logs
 from runtime.link.packets import Packets
@@ -48,11 +46,13 @@ from runtime.porter.messages import (
     Order,
     Report,
     Stop,
+    Swapped,
     Up,
     Went,
     failed,
     file_of,
 )
+from runtime.porter.seen import Seen
 
 log = structlog.get_logger()
 
@@ -85,15 +85,17 @@ class News:
 
 
 class Work:
-    """One for the process. `over` is done when the engine is gone or says so."""
+    """One for the process. `left`: a core that only large files are worth going to.
+    `over` is done when the engine is gone or says so."""
 
-    def __init__(self, end: socket) -> None:
+    def __init__(self, end: socket, left: Sequence[int] = ()) -> None:
+        self._left = left
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = self._loop.create_future()
         self._packets: Packets[Report, Order] = Packets(
             end, ORDERS, self._obey, self._end
         )
-        self._slabs: dict[int, Array] = {}
+        self._seen = Seen()
         self._tasks: dict[int, asyncio.Task[Done]] = {}
         self._errands: dict[int, Errand] = {}
         self._turns = Turns()
@@ -135,10 +137,8 @@ class Work:
             self._begun(order.call, True, self._copied(order))
         elif isinstance(order, Hurry | CallOff):
             self._changed_mind(order)
-        elif isinstance(order, Came):
-            self._came(order, *fds)
-        elif isinstance(order, Went):
-            self._slabs.pop(order.number, None)
+        elif isinstance(order, Came | Went | Swapped):
+            self._seen.heard(order, fds)
         elif isinstance(order, Begin):
             self._begin(order)
         elif isinstance(order, Stop):
@@ -188,34 +188,30 @@ class Work:
             step=STEP,
             inline=True,
             tap=None if self._tap is None else (self._tap, drawers),
+            large=self._for_large_files(),
         )
         self._packets.say(Up())
 
-    def _came(self, slab: Came, fd: int) -> None:
-        try:
-            region = mmap.mmap(fd, max(1, slab.nbytes))
-        finally:
-            os.close(fd)
-        memory = np.frombuffer(region, dtype=np.uint8)[: slab.nbytes]
-        self._slabs[slab.number] = memory
+    def _for_large_files(self) -> Sequence[Crew]:
+        if not self._left:
+            return ()
+        thread = ThreadPoolExecutor(1, "large", go_to, (self._left,))
+        return (Crew(thread, self._turns),)
 
     async def _filled(self, order: Fill) -> Done:
         assert self._filler is not None, "Not begun. This is a bug."
         model = Model(order.name, order.directory, file_of(order))
-        memory = self._memory(order.slab, order.start, order.nbytes)
+        memory = self._seen.memory(order.slab, order.start, order.nbytes)
         filled = await self._filler.fill(model, Given(memory, order.known))
         header = b"" if order.known else filled.placed.header
         return Done(order.call, filled.tier, dict(filled.seconds), header)
 
     async def _copied(self, order: Copy) -> Done:
         assert self._crew is not None, "Not begun. This is a bug."
-        source = self._memory(*order.source, order.nbytes)
-        target = self._memory(*order.target, order.nbytes)
+        source = self._seen.memory(*order.source, order.nbytes)
+        target = self._seen.memory(*order.target, order.nbytes)
         await to_its_end(self._crew, np.copyto, target, source)
         return Done(order.call, "host", {}, b"")
-
-    def _memory(self, slab: int, start: int, nbytes: int) -> Array:
-        return self._slabs[slab][start : start + nbytes]
 
     def _answer(self, call: int, errand: Errand, task: "asyncio.Task[Done]") -> None:
         self._turns.end(errand)
