@@ -41,7 +41,10 @@ def ask(remote, model="linear", x=X, **more):
 # ---- errors -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", set(KINDS.values()) - {LoadFailed, Refused})
+ERRORS = sorted({*KINDS.values()} - {LoadFailed, Refused}, key=str)
+
+
+@pytest.mark.parametrize("kind", ERRORS)
 def test_an_error_comes_out_as_what_it_was(kind) -> None:
     error = kind.__new__(kind, "a sentence")
     error.__dict__["retry_after"] = 2.5

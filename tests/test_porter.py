@@ -32,7 +32,7 @@ from runtime.engine import Request
 from runtime.link.packets import Packets
 from runtime.loading import loading
 from runtime.observer import NullObserver
-from runtime.porter import messages, porter, process
+from runtime.porter import messages, orders, porter, process
 from runtime.porter.fit import begin, unfit
 from runtime.porter.given import Model
 from runtime.porter.messages import error_of, failed, file_of, fill_of, fits
@@ -510,7 +510,7 @@ async def test_who_leaves_its_load_leaves_nothing(server) -> None:  # noqa: F811
 
 async def test_one_that_does_not_call_off_is_ended(server, monkeypatch) -> None:  # noqa: F811
     verified_by(server, "chunks")
-    monkeypatch.setattr(porter, "SLOW_S", 0.01)
+    monkeypatch.setattr(orders, "SLOW_S", 0.01)
     async with engine_over(server, loader="process") as engine:
         first, held = await porter_of(engine), (await engine.snapshot()).held
         os.kill(first, signal.SIGSTOP)

@@ -1,19 +1,14 @@
 """The porter as the engine sees it: one more way to fill a block, or to copy one.
 
-Owns: when there is one, who waits for what it was asked, and that its death costs a
-load no more than time: whatever it did not bring is brought by threads of our own, as
-it is while there is no porter. Must not: read or verify anything itself.
-
-A block that it was given is freed when it has answered or has been reaped, never
-before: until then it may write there.
+Owns: when there is one, and that its death costs a load no more than time: whatever it
+did not bring is brought by threads of our own, as it is while there is no porter. Must
+not: read or verify anything itself.
 """
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import AsyncIterator
 from concurrent.futures import Executor
-from functools import partial
 
 import structlog
 import torch
@@ -23,32 +18,26 @@ from loader.placing import Placed, Placings, place
 from loader.room import Below, Filled, Room, Wanted
 from loader.shared import Ground, SharedMemory
 from loader.spool import Spool
-from loader.threads import settled, to_its_end
+from loader.threads import to_its_end
 from loader.touched import Trade
-from loader.turns import ERRAND, Errand
+from loader.turns import ERRAND
 from runtime.porter.disks import Disks
 from runtime.porter.messages import (
-    BUG,
-    CALLED_OFF,
-    UNTOLD,
     Begin,
-    CallOff,
     Came,
     Copy,
     Disk,
     Done,
     Failed,
-    Fill,
-    Hurry,
     Order,
     Report,
     Swapped,
     Up,
     Went,
-    error_of,
     fill_of,
     fits,
 )
+from runtime.porter.orders import Gone, Orders
 from runtime.porter.process import Process
 from runtime.tree.lives import Lives
 
@@ -62,16 +51,8 @@ SMALLEST = 1 << 20
 """Bytes of a file or a copy that are worth asking for: a quarter of a megabyte is read,
 hashed and placed in 0.1 ms, and asking takes that twice."""
 
-SLOW_S = 30.0
-"""How long a load that was called off may take to say so; after that its process counts
-as hung, and is killed."""
-
 TRIES = 3
 """Lives in a row that never come up; then loads stay in threads."""
-
-
-class Gone(Exception):
-    """The process ended before it answered, or does not listen."""
 
 
 class Porter:
@@ -94,8 +75,7 @@ class Porter:
         self._begin = begin
         self._seen = 0
         self._loop = asyncio.get_running_loop()
-        self._calls: dict[int, asyncio.Future[Done | Failed]] = {}
-        self._numbers = itertools.count(1)
+        self._orders = Orders()
         self._process: Process | None = None
         self._up = False
         self._failed = 0
@@ -131,9 +111,9 @@ class Porter:
         here, there = self._memory.of(source), self._memory.of(target)
         large = source.numel() >= SMALLEST
         if large and self._up and here is not None and there is not None:
-            order = Copy(next(self._numbers), here, there, source.numel())
+            order = Copy(self._orders.number(), here, there, source.numel())
             try:
-                await self._asked(order)
+                await self._orders.give(self._process, order)
                 return
             except Gone:
                 log.info("a copy is begun anew without the porter")
@@ -187,10 +167,11 @@ class Porter:
             place = *where, len(landing)
             if known is not None:
                 room.placed(block, known)
-            errand, call = ERRAND.get(), next(self._numbers)
+            errand, call = ERRAND.get(), self._orders.number()
             urgent = errand is None or errand.urgent
             order = fill_of(call, spec, place, urgent, known is not None)
-            done = await self._asked(order, None if urgent else errand)
+            waiting = None if urgent else errand
+            done = await self._orders.give(self._process, order, waiting)
             placed = known or await self._placed(done.header, spec.weights.size)
         except BaseException:
             room.free(block)
@@ -198,36 +179,6 @@ class Porter:
         self._placings.verified(spec.weights.identity, placed)
         room.trim(block, placed.placing.nbytes)
         return Filled(block, placed, done.tier, done.seconds)
-
-    async def _asked(self, order: Fill | Copy, errand: Errand | None = None) -> Done:
-        """Its answer; when this returns or raises, it writes there no more. `errand`:
-        what the order is for, if that is not urgent yet."""
-        process, call = self._process, order.call
-        answer: asyncio.Future[Done | Failed] = self._loop.create_future()
-        if process is None or not process.say(order):
-            raise Gone
-        self._calls[call] = answer
-        if errand is not None:
-            errand.hurried = partial(_hurry, process, call)
-        try:
-            told = await asyncio.shield(answer)
-        except asyncio.CancelledError:
-            await self._called_off(process, call, answer)
-            raise
-        finally:
-            if errand is not None:
-                errand.hurried = None
-        if isinstance(told, Failed):
-            raise Gone if told.kind in (UNTOLD, CALLED_OFF, BUG) else error_of(told)
-        return told
-
-    async def _called_off(
-        self, process: Process, call: int, answer: "asyncio.Future[Done | Failed]"
-    ) -> None:
-        process.say(CallOff(call))
-        late = self._loop.call_later(SLOW_S, process.kill)
-        await settled(answer)
-        late.cancel()
 
     async def _placed(self, header: bytes, size: int) -> Placed:
         placed = self._placings.placed(header, size)
@@ -255,9 +206,7 @@ class Porter:
 
     def _heard(self, report: Report) -> None:
         if isinstance(report, Done | Failed):
-            answer = self._calls.pop(report.call, None)
-            if answer is not None and not answer.done():
-                answer.set_result(report)
+            self._orders.told(report)
         elif isinstance(report, Disk):
             self._disk.told(report)
         elif isinstance(report, Up):
@@ -267,11 +216,7 @@ class Porter:
     def _ended(self, process: Process, code: int) -> None:
         self._failed += not self._up
         self._process, self._up = None, False
-        calls, self._calls = self._calls, {}
-        for answer in calls.values():
-            if not answer.done():
-                answer.set_exception(Gone())
-                answer.exception()  # read: who asked may have been called off
+        self._orders.over()
         self._disk.ended()
         if not self._closed:
             self._again(f"code {code}")
@@ -284,7 +229,3 @@ class Porter:
         wait = self._lives.end(self._loop.time(), reason)
         log.error("the porter is replaced", reason=reason, wait=wait)
         self._next = self._loop.call_later(wait, self.start)
-
-
-def _hurry(process: Process, call: int) -> None:
-    process.say(Hurry(call))
