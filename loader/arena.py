@@ -20,7 +20,7 @@ slab of a capacity that never changes, there until the arena's owner ends.
 """
 
 from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from loader.slab import LARGEST_GRANULE, Block, Slab, rounded
 from loader.touched import Touched, Trade, tile_of, traded
@@ -201,6 +201,10 @@ class Arena:
         tile = tile_of(block.slab.nbytes)
         found, block.slab.left = traded(fresh, left, over, tile)
         return found
+
+    def keep(self, slab: Slab, trades: Sequence[Trade]) -> None:
+        """These were not made: what lay behind is still touched."""
+        slab.left += [(behind, behind + nbytes) for _, behind, nbytes in trades]
 
     def shed(self) -> list[Block]:
         """What must be given back for the touched bytes to be no more than the

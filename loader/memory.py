@@ -7,6 +7,7 @@ bytes mean, who has which (loader/arena.py), or how much anybody may take.
 import contextlib
 import ctypes
 import mmap
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -56,8 +57,9 @@ class DeviceMemory(Protocol):
         """Part of a slab is not used for now: let others have it, where possible."""
         ...
 
-    def swap(self, slab: torch.Tensor, trade: Trade) -> None:
-        """Pages that nobody uses change places."""
+    def swap(self, slab: torch.Tensor, trades: Sequence[Trade]) -> int:
+        """Pages that nobody uses change places, one trade after the other; gives how
+        many were made: fewer if the kernel has no room in its books."""
         ...
 
     def gave_back(self) -> None:
@@ -89,8 +91,9 @@ class HostMemory:
         """
         _advise(unused, mmap.MADV_DONTNEED, HUGE)
 
-    def swap(self, slab: torch.Tensor, trade: Trade) -> None:
-        """See DeviceMemory. Never asked."""
+    def swap(self, slab: torch.Tensor, trades: Sequence[Trade]) -> int:
+        """See DeviceMemory."""
+        return 0
 
     def gave_back(self) -> None:
         """See DeviceMemory. The mapping went with its last tensor."""
@@ -145,8 +148,9 @@ class CudaMemory:
     def shed(self, unused: torch.Tensor) -> None:
         """See DeviceMemory. cudaFree takes whole allocations only."""
 
-    def swap(self, slab: torch.Tensor, trade: Trade) -> None:
-        """See DeviceMemory. Never asked."""
+    def swap(self, slab: torch.Tensor, trades: Sequence[Trade]) -> int:
+        """See DeviceMemory."""
+        return 0
 
     def gave_back(self) -> None:
         """See DeviceMemory. Rare: a slab leaves when the budget shrinks, not with a

@@ -8,6 +8,7 @@ their way. So where nothing small is loaded that would tell, one byte is asked f
 before a large file is.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -22,8 +23,15 @@ a SeaweedFS beside us: 1.35 times a single stream in 8 ranges, 1.18 in 3)."""
 FORGET = 0.05
 """How much of a slower answer is believed: most are slow because of others."""
 
+FORGET_SOME = 0.002
+"""The same of those that were asked for with others: so a store that is near no more is
+looked at again some day."""
+
 TIMES = 3
 """Small answers that one look takes at most: the first connects."""
+
+LOOK_S = 0.25
+"""And seconds."""
 
 AGAIN_S, LATEST_S = 60.0, 3600.0
 """Seconds until one that was far is looked at again, twice as long each time."""
@@ -44,23 +52,26 @@ class Nearness:
 
     def began(self, seconds: float, alone: bool = True) -> None:
         """An answer of the store's began so long after it was asked for. Not `alone`:
-        others were asked for with it, so a slow one says nothing."""
-        slower = self._quickest + (seconds - self._quickest) * FORGET
-        if alone or seconds < self._quickest:
-            self._quickest = min(seconds, slower)
+        others were asked for with it, so a slow one says little."""
+        believed = FORGET if alone else FORGET_SOME
+        slower = self._quickest + (seconds - self._quickest) * believed
+        self._quickest = min(seconds, slower)
 
     async def look(self, ask: Callable[[], Awaitable[None]]) -> None:
         """Have something small asked for, if that was not done lately and the store is
-        not known to be near. An answer that does not come is nobody's failure."""
+        not known to be near. An answer that does not come is nobody's failure, and is
+        not waited for."""
         began = time.perf_counter()
         if self.near or began < self._again:
             return
         self._again = began + self._wait
         self._wait = min(2 * self._wait, LATEST_S)
-        with suppress(LoadFailed):
-            for _ in range(TIMES):
-                await ask()
-                asked, began = began, time.perf_counter()
-                self.began(began - asked)
-                if self.near:
-                    return
+        with suppress(LoadFailed, TimeoutError):
+            async with asyncio.timeout(LOOK_S):
+                for _ in range(TIMES):
+                    await ask()
+                    asked, began = began, time.perf_counter()
+                    self.began(began - asked)
+                    if self.near:
+                        self._wait = AGAIN_S
+                        return

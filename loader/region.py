@@ -17,7 +17,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Sequence
 
-_MAP_POPULATE = 0x8000 if os.uname().sysname == "Linux" else 0
+_MAP_POPULATE: int = getattr(mmap, "MAP_POPULATE", 0)
 _FIXED = 0x10
 _FAILED = ctypes.c_void_p(-1).value
 
@@ -54,7 +54,30 @@ class Region:
 
     def swap(self, there: int, behind: int, nbytes: int, now: bool = False) -> None:
         """Two ranges of whole pages that do not overlap change places. `now`: the pages
-        that are seen `there` from now on are written to at once, so look them up."""
+        that are seen `there` from now on are written to at once, so look them up.
+        Raises OSError if the kernel has no room for it in its books; then nothing has
+        changed."""
+        before = [*self._seen], [*self._file]
+        try:
+            self._swap(there, behind, nbytes, _MAP_POPULATE if now else 0)
+        except OSError:
+            self._seen, self._file = before
+            try:
+                self._show_all((there, there + nbytes), (behind, behind + nbytes))
+            except OSError:
+                os.abort()  # nobody knows any more what is seen where
+            raise
+
+    def _show_all(self, *ranges: tuple[int, int]) -> None:
+        """What lies in these, whether a run begins there or not."""
+        for start, end in ranges:
+            self._cut(start)
+            self._cut(end)
+            self._show(start, end)
+            self._join(end)
+            self._join(start)
+
+    def _swap(self, there: int, behind: int, nbytes: int, flags: int) -> None:
         first, second = sorted((there, behind))
         for at in (first, first + nbytes, second, second + nbytes):
             self._cut(at)
@@ -64,7 +87,7 @@ class Region:
         lower = [seen - first + second for seen in self._seen[low]], self._file[low]
         self._seen[high], self._file[high] = lower
         self._seen[low], self._file[low] = upper
-        self._show(there, there + nbytes, _MAP_POPULATE if now else 0)
+        self._show(there, there + nbytes, flags)
         self._show(behind, behind + nbytes)
         for at in (second + nbytes, second, first + nbytes, first):
             self._join(at)

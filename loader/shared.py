@@ -9,10 +9,11 @@ private memory, and the first touch of a page less. Giving them back costs more:
 pages that somebody left behind are seen where somebody needs them (loader/region.py).
 """
 
+import contextlib
 import mmap
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -50,11 +51,12 @@ class SharedMemory(HostMemory):
         self.grounds: dict[int, Ground] = {}
         self.came: Callable[[Ground], None] = _nobody
         self.went: Callable[[int], None] = _nobody
-        self.swapped: Callable[[int, Trade], None] = _nobody
+        self.swapped: Callable[[int, Sequence[Trade]], None] = _nobody
         self._made = 0
 
     def slab(self, nbytes: int) -> torch.Tensor:
         """See DeviceMemory."""
+        self.gave_back()  # the kernel may give this one the address of one that is gone
         fd, size = -1, -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
             fd = os.memfd_create("hotset-arena", os.MFD_CLOEXEC)
@@ -72,13 +74,18 @@ class SharedMemory(HostMemory):
         self.came(ground)
         return slab
 
-    def swap(self, slab: torch.Tensor, trade: Trade) -> None:
+    def swap(self, slab: torch.Tensor, trades: Sequence[Trade]) -> int:
         """See DeviceMemory."""
         place = self.of(slab)
         assert place is not None, "Not a slab of this memory. This is a bug."
-        number, _ = place
-        self.grounds[number].region.swap(*trade)
-        self.swapped(number, trade)
+        number, made = place[0], 0
+        with contextlib.suppress(OSError):
+            for trade in trades:
+                self.grounds[number].region.swap(*trade)
+                made += 1
+        if made:
+            self.swapped(number, trades[:made])
+        return made
 
     def shed(self, unused: torch.Tensor) -> None:
         """See DeviceMemory."""
@@ -105,19 +112,24 @@ class SharedMemory(HostMemory):
 
     def _place(self, address: int) -> tuple[int, int] | None:
         for ground in self.grounds.values():
-            if ground.base <= address < ground.base + ground.nbytes:
+            here = ground.base <= address < ground.base + ground.nbytes
+            if here and ground.memory() is not None:
                 return ground.number, address - ground.base
         return None
 
 
 def can_share() -> bool:
-    """True if this machine, or its sandbox, has such files and gives pages back."""
-    memory = SharedMemory()
+    """True if this machine, or its sandbox, has such files, gives pages back, and lets
+    them change places."""
+    memory, page = SharedMemory(), mmap.PAGESIZE
     try:
-        slab = memory.slab(mmap.PAGESIZE)
+        slab = memory.slab(2 * page)
     except DeviceFull:
         return False
-    slab.fill_(1)
+    slab[page:] = 1
+    swapped = memory.swap(slab, [(0, page, page)])
+    if not swapped or not bool(slab[:page].all()) or bool(slab[page:].any()):
+        return False
     memory.shed(slab)
     return not bool(slab.any())
 

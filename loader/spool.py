@@ -180,8 +180,8 @@ class Spool:
                 write_whole(self._path(digest), parts, self._step)
                 self._used(digest, size)
         except OSError as error:
-            self._failed("write", error)
             self._paused_until = time.monotonic() + PAUSE_S
+            self._failed("write", error)
         finally:
             with self._lock:
                 self._pending -= size
@@ -208,8 +208,8 @@ class Spool:
                 sweep(part)
             self._scan()
         except OSError as error:
-            self._failed("open", error)
             self._paused_until = time.monotonic() + PAUSE_S
+            self._failed("open", error)
 
     def _scan(self) -> None:
         found = []

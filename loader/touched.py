@@ -15,9 +15,10 @@ from bisect import bisect_right
 SMALLEST = max(mmap.PAGESIZE, 64 << 10)
 """Bytes that are worth a trade: each is two calls of the system in two processes."""
 
-MOST_TILES = 8192
-"""Of a slab. What has changed places is remembered by the kernel, tile by tile at
-worst (65,530 a process, vm.max_map_count), and told to whoever maps the slab next."""
+MOST_TILES = 4096
+"""Of a slab. What has changed places is remembered by the kernel, tile by tile at worst
+(65,530 a process, vm.max_map_count), and told in one message (192 KiB) to whoever maps
+the slab next."""
 
 Trade = tuple[int, int, int]
 """(there, behind, bytes): the pages behind are seen there from then on, and those from

@@ -22,13 +22,17 @@ from bench.traffic import zipf as zipf_stream
 
 ROOT = Path(__file__).parent.parent
 
+OURS = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+ALONE = {**OURS, "OMP_NUM_THREADS": "1"}
+"""A bench that runs pytest is no worker of these tests."""
+
 
 def result_of(*arguments: str) -> dict[str, dict[str, object]]:
     """Run a bench; its last line as a dict."""
     ended = subprocess.run(
         [sys.executable, "-m", *arguments],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=ALONE,
         capture_output=True,
         text=True,
         timeout=110,

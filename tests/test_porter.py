@@ -674,13 +674,13 @@ async def test_pages_that_changed_places_are_filled_where_they_are_seen(
     monkeypatch.setattr("runtime.porter.work.logs.configure", lambda *args: None)
     fleet(tmp_path, 2, extra=700_000)
     working = Working(tmp_path)
-    working.memory.swapped = lambda number, trade: working.packets.say(
-        messages.Swapped(number, trade)
+    working.memory.swapped = lambda number, trades: working.packets.say(
+        messages.Swapped(number, trades)
     )
     tile = tile_of(len(working.slab))
     for call, (there, behind) in enumerate([(1, 14), (3, 13), (14, 1)]):
         working.slab.fill_(9)
-        working.memory.swap(working.slab, (there * tile, behind * tile, tile))
+        working.memory.swap(working.slab, [(there * tile, behind * tile, tile)])
         working.fill(call, f"m{call % 2}")
         assert (await working.next()).call == call
         seen = bytes(working.slab.numpy())
@@ -697,9 +697,9 @@ async def test_models_of_all_sizes_are_what_they_were(
         tiny_models.linear(tmp_path, name, index, extra=270_000 + index * 110_000)
     traded, swap = [], SharedMemory.swap
 
-    def swapped(self, slab, trade) -> None:
-        traded.append(trade)
-        swap(self, slab, trade)
+    def swapped(self, slab, trades) -> int:
+        traded.extend(trades)
+        return swap(self, slab, trades)
 
     monkeypatch.setattr(SharedMemory, "swap", swapped)
     chance = random.Random(0)

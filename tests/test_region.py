@@ -1,5 +1,7 @@
 """Pages that change places: no byte is lost, and two processes see alike."""
 
+import ctypes
+import errno
 import itertools
 import mmap
 import os
@@ -8,6 +10,7 @@ import random
 import pytest
 import torch
 
+from loader import region
 from loader.arena import Arena
 from loader.memory import HostMemory
 from loader.region import Region
@@ -134,7 +137,7 @@ def test_models_of_all_sizes_come_and_go_and_keep_their_bytes(kind):
     memory, chance, capacity = kind(), random.Random(0), 64 << 20
     slabs, live, swaps = Slabs(memory, lambda: capacity), {}, []
     if kind is SharedMemory:
-        memory.swapped = lambda number, trade: swaps.append(trade)
+        memory.swapped = lambda number, trades: swaps.extend(trades)
     for number in range(1, 400):
         nbytes = chance.randint(300_000, 9_000_000)
         while slabs.arena.held + rounded(nbytes) > capacity:
@@ -169,6 +172,75 @@ def test_tensors_see_the_pages_that_came() -> None:
     slab = memory.slab(16 * SMALLEST)
     slab[4 * SMALLEST : 5 * SMALLEST] = 7
     view = slab[:SMALLEST]
-    memory.swap(slab, (0, 4 * SMALLEST, SMALLEST))
+    assert memory.swap(slab, [(0, 4 * SMALLEST, SMALLEST)]) == 1
     assert bool((view == 7).all())
     assert torch.equal(slab[4 * SMALLEST : 5 * SMALLEST], torch.zeros(SMALLEST).byte())
+
+
+class Books:
+    """The kernel's, which take so many records more."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self._mmap = region._libc.mmap
+
+    def mmap(self, *args) -> int:
+        self.room -= 1
+        if self.room == -1:
+            ctypes.set_errno(errno.ENOMEM)
+            return region._FAILED
+        return self._mmap(*args)
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_swap_that_fails_has_changed_nothing(fd, monkeypatch, room) -> None:
+    ours = Mapped(fd)
+    ours.swap(2, 30, 4)
+    seen, runs = ours.seen(), ours.region.runs
+    monkeypatch.setattr(region, "_libc", Books(room))
+    with pytest.raises(OSError, match="did not change places"):
+        ours.swap(3, 50, 6)
+    assert (ours.seen(), ours.region.runs) == (seen, runs)
+    ours.swap(3, 50, 6)
+    assert ours.seen() == Mapped(fd, ours.region.runs).seen() != seen
+
+
+def test_where_no_more_is_swapped_pages_are_given_back(monkeypatch) -> None:
+    memory, told = SharedMemory(), []
+    memory.swapped = lambda number, trades: told.extend(trades)
+    slabs, capacity = Slabs(memory, lambda: capacity), 8 << 20
+    monkeypatch.setattr(region, "_libc", Books(2))
+    live, chance = [], random.Random(3)
+    for number in range(1, 120):
+        nbytes = chance.randint(200_000, 3_000_000)
+        while slabs.arena.held + rounded(nbytes) > capacity:
+            slabs.free(live.pop(chance.randrange(len(live)))[0])
+        block = slabs.take(nbytes)
+        assert block is not None
+        slabs.buffer(block).fill_(number)
+        live.append((block, number))
+        slabs._shedding.over()
+        assert slabs.arena.touched <= capacity
+        assert slabs.arena.held == sum(block.nbytes for block, _ in live)
+        assert all(bool((slabs.buffer(b) == n).all()) for b, n in live)
+    assert len(told) <= 1
+    assert resident(memory) <= capacity + 64 * PAGE
+    slabs.close()
+
+
+def test_the_address_of_a_slab_that_is_gone_is_the_next_ones(monkeypatch) -> None:
+    memory, told = SharedMemory(), []
+    slab = memory.slab(4 * SMALLEST)
+    looked_at, address = slab[:1], slab.data_ptr()
+    del slab
+    memory.gave_back()  # too early: somebody looks at it
+    del looked_at
+    (gone,) = memory.grounds
+    slab = memory.slab(4 * SMALLEST)
+    assert slab.data_ptr() == address, "what this is about"
+    memory.swapped = lambda number, trades: told.append(number)
+    slab[:SMALLEST] = 5
+    assert memory.swap(slab, [(SMALLEST, 0, SMALLEST)]) == 1
+    assert told == [gone + 1]
+    assert memory.of(slab) == (gone + 1, 0)
+    assert bool((slab[SMALLEST : 2 * SMALLEST] == 5).all())

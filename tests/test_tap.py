@@ -187,13 +187,17 @@ def test_a_far_store_is_looked_at_seldom(monkeypatch) -> None:
     assert times == [3 + 1 + 3 + 3, 1 + 3 + 3, 3 + 3, 3, 0]
 
 
-def test_slow_answers_count_unless_others_were_asked_for_with_them() -> None:
+def test_slow_answers_count_little_if_others_were_asked_for_with_them() -> None:
     found = nearness.Nearness()
     found.began(0.003, alone=False)
-    for _ in range(100):
+    for _ in range(40):
         found.began(0.05, alone=False)
     assert found.near
-    for _ in range(100):
+    for _ in range(1000):
+        found.began(0.05, alone=False)
+    assert not found.near, "it may have moved: look again"
+    found.began(0.003)
+    for _ in range(10):
         found.began(0.05)
     assert not found.near
 

@@ -48,10 +48,11 @@ class Went(msgspec.Struct, tag=True, array_like=True):
 
 
 class Swapped(msgspec.Struct, tag=True, array_like=True):
-    """Pages of a slab have changed places; what is told before is seen as before."""
+    """Pages of a slab have changed places: (there, behind, bytes), in this order. What
+    is told before is seen as before."""
 
     number: int
-    trade: tuple[int, int, int]
+    trades: list[tuple[int, int, int]]
 
 
 class Fill(msgspec.Struct, tag=True, array_like=True):

@@ -7,7 +7,7 @@ not: read or verify anything itself.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Executor
 
 import structlog
@@ -197,11 +197,12 @@ class Porter:
     def _went(self, number: int) -> None:
         self._must_hear(Went(number))
 
-    def _swapped(self, number: int, trade: Trade) -> None:
-        self._must_hear(Swapped(number, trade))
+    def _swapped(self, number: int, trades: Sequence[Trade]) -> None:
+        self._must_hear(Swapped(number, list(trades)))
 
     def _must_hear(self, order: Order, *fds: int) -> None:
         if self._process is not None and not self._process.say(order, fds):
+            self._up = False
             self._process.kill()
 
     def _heard(self, report: Report) -> None:

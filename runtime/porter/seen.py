@@ -39,7 +39,8 @@ class Seen:
             seen = np.frombuffer(memory, dtype=np.uint8)[: order.nbytes]
             self._slabs[order.number] = Slab(seen, fd, Region(fd, memory, order.runs))
         elif isinstance(order, Swapped):
-            self._slabs[order.number].region.swap(*order.trade, now=True)
+            for trade in order.trades:
+                self._slabs[order.number].region.swap(*trade, now=True)
         else:
             gone = self._slabs.pop(order.number, None)
             if gone is not None:

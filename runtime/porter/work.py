@@ -182,7 +182,7 @@ class Work:
             store,
             Placings(),
             self._crew,
-            host_pool(begin.threads),
+            host_pool(begin.threads + len(self._left)),
             self._spool,
             threads=min(4, len(os.sched_getaffinity(0))),
             step=STEP,
