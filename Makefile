@@ -26,8 +26,8 @@ demo: $(STAMP)  ## 200 trained models through a small budget, checked answer by 
 serve: $(STAMP)  ## serve the demo's store on 127.0.0.1 (run `make demo` once before)
 	$(BIN)/hotset serve --store .demo/store
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, on as many cores as there are, four at most
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 check: $(STAMP) format lint types layers test  ## what CI runs
 

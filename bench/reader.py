@@ -1,8 +1,8 @@
 """A stranger that reads and hashes files as loads do, and does nothing else.
 
 Owns: what the bytes of loads alone cost those who answer meanwhile. Must not: know an
-engine. It stands back as threads that load do, and reads from the page cache into
-memory that it has touched before.
+engine. It stands back and keeps off a core as a porter does, and reads from the page
+cache into memory that it has touched before.
 
     python -m bench.reader FILE ...     told on its input for how many seconds it is to
                                         read, says on its output how many files it did
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from loader.cores import leave_a_core
 from loader.threads import stand_back
 
 STEP = 1 << 20
@@ -57,6 +58,7 @@ async def reader(files: Sequence[Path]) -> AsyncIterator[Read]:
 def main(files: Sequence[str]) -> None:
     """Read when told to, until nobody is there to tell."""
     stand_back()
+    leave_a_core()
     chance = random.Random(1)
     into = memoryview(bytearray(max(Path(file).stat().st_size for file in files)))
     for line in sys.stdin:

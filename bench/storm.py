@@ -9,8 +9,9 @@ disk, store.
 Then interference: one resident model is asked at a fixed rate, in turns alone and while
 two callers keep loading others: half a second each, so that whatever else the machine
 does falls on both alike. Its p99 may grow by half, no more. A third turn is beside a
-stranger that reads and hashes the same files as fast as it can, at the rank of threads
-that load: what the bytes alone cost (`bound_reading`).
+stranger that reads and hashes the same files as fast as it can, at the rank and on the
+cores of a porter: what the bytes alone cost (`bound_reading`). All models were loaded
+once before: a server that has been up.
 """
 
 import argparse

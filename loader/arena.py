@@ -23,7 +23,8 @@ from bisect import insort
 from collections.abc import Callable, Sequence
 
 from loader.slab import LARGEST_GRANULE, Block, Slab, rounded
-from loader.touched import Touched, Trade, tile_of, traded
+from loader.touched import Touched
+from loader.trades import Trade, tile_of, traded
 
 ONE_SLAB = 1 << 30
 """Up to this capacity there is one slab."""
@@ -78,7 +79,7 @@ class Arena:
         at a constant stride; else in the smallest hole, lowest first.
         """
         need = rounded(nbytes)
-        best: tuple[tuple[int, bool, int], Slab, int] | None = None
+        best: tuple[tuple[int, bool, int], Slab, int, Touched | None] | None = None
         for slab in self.slabs:
             starts = {b.start for b in slab.blocks if group and b.group == group}
             ends = {b.end for b in slab.blocks if group and b.group == group}
@@ -95,12 +96,13 @@ class Arena:
                     stranger, at = stranger or spot != at, spot
                 rank = fresh, stranger, end - start
                 if best is None or rank < best[0]:
-                    best = rank, slab, at
+                    best = rank, slab, at, touched
         if best is None:
             return None
-        block = Block(best[1], best[2], need, group)
-        if self.lazy:
-            block.fresh = Touched(best[1].left).not_of(block.start, block.end)
+        _, slab, at, touched = best
+        block = Block(slab, at, need, group)
+        if touched is not None:
+            block.fresh = touched.not_of(block.start, block.end)
         self._put(block)
         self.held += need
         return block
@@ -188,10 +190,10 @@ class Arena:
             raise AssertionError("A slab in use was dropped. This is a bug.")
         self.slabs.remove(slab)
 
-    def exchange(self, block: Block) -> list[Trade]:
-        """Pages that should change places, so that no more than the capacity is
-        touched: a new block has what others left, and what it would have touched for
-        the first time lies behind."""
+    def trades_for(self, block: Block) -> list[Trade]:
+        """Pages that are to change places, so that no more than the capacity is
+        touched: a new block has what others left, and those behind count as never
+        touched from now on. `keep` what was not made."""
         assert block.slab is not None
         fresh, block.fresh = block.fresh, []
         over = self.touched - self.capacity()

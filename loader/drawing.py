@@ -1,7 +1,8 @@
 """Which loads draw from the tap (loader/tap.py), and what is learnt from those that do.
 
-Owns: that choice. Must not: read, or give up a load: whatever does not come this way
-comes by the other one, which can also tell what is wrong.
+Owns: that choice, and what is told of an answer. Must not: connect, or give up a load:
+whatever does not come this way comes by the other one, which can also tell what is
+wrong.
 """
 
 from concurrent.futures import Executor
@@ -33,17 +34,17 @@ class Drawing:
         self._placings = placings
         self._spool = spool
 
-    async def may(self, spec: Wanted) -> Placed | None:
+    async def place_of(self, spec: Wanted) -> Placed | None:
         """Where its bytes go, if they are to be drawn: the store is near, and the model
         known, verified by chunks, wanted now, and not for the disk tier, which takes
-        pieces."""
+        pieces. May have a byte asked for first; raises nothing of the store's."""
         file, errand = spec.weights, ERRAND.get()
         if file.chunks is None or not (errand is None or errand.urgent):
             return None  # what waits for its turn would keep a connection waiting
         if self._spool is not None and self._spool.wants(file.identity, file.size):
             return None
         nearness = self._ranges.nearness
-        if file.size > CHUNK:
+        if file.size > CHUNK:  # a smaller one's own answer tells
             await nearness.look(lambda: self._ranges.a_byte(spec))
         near = nearness.near and self.tap.runs
         return self._placings.of(file.identity) if near else None

@@ -39,7 +39,7 @@ THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))
 most, for those who answer need the others."""
 
 LARGE = 64 << 20
-"""Bytes of a file that more than these may read: else it keeps a core for so long."""
+"""Bytes of a file from which on `large` helps: without, it keeps one core for long."""
 
 
 class Filler:
@@ -153,7 +153,7 @@ class Filler:
         drawing = self._drawing
         if drawing is None:
             return None
-        known = await drawing.may(spec)
+        known = await drawing.place_of(spec)
         if known is None:
             return None
         began, feed = time.perf_counter(), partial(drawing.feed, spec)

@@ -14,7 +14,7 @@ import torch
 
 from loader.errors import DeviceFull
 from loader.pages import pages
-from loader.touched import Trade
+from loader.trades import Trade
 
 BOUNCE = 16 << 20
 """Bytes of a GPU that a move goes through, so that it may overlap itself."""
@@ -33,12 +33,10 @@ _libc = ctypes.CDLL(None)
 
 class DeviceMemory(Protocol):
     """Where slabs come from. `direct`: a CPU thread can write to a slab itself. `lazy`:
-    a slab costs what is touched of it, and `shed` gives that back. `swaps`: its pages
-    can change places."""
+    a slab costs what is touched of it, and `shed` gives that back."""
 
     direct: bool
     lazy: bool
-    swaps: bool
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +57,7 @@ class DeviceMemory(Protocol):
 
     def swap(self, slab: torch.Tensor, trades: Sequence[Trade]) -> int:
         """Pages that nobody uses change places, one trade after the other; gives how
-        many were made: fewer if the kernel has no room in its books."""
+        many were made: fewer if they cannot, or the kernel has no room in its books."""
         ...
 
     def gave_back(self) -> None:
@@ -73,7 +71,6 @@ class HostMemory:
     device = torch.device("cpu")
     direct = True
     lazy = True
-    swaps = False
 
     def slab(self, nbytes: int) -> torch.Tensor:
         """See DeviceMemory."""
@@ -119,7 +116,6 @@ class CudaMemory:
 
     direct = False
     lazy = False
-    swaps = False
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

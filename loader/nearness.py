@@ -1,7 +1,7 @@
 """Whether a store is near: how soon its answers begin, of the quickest lately.
 
-Owns: that number, and when it is worth a request of its own. Must not: ask, or know
-what follows from it.
+Owns: that number, and when it is worth a request of its own. Must not: know how to ask,
+or what follows from it.
 
 Answers of large ranges begin late from the nearest store while eight of them are on
 their way. So where nothing small is loaded that would tell, one byte is asked for
@@ -38,9 +38,10 @@ AGAIN_S, LATEST_S = 60.0, 3600.0
 
 
 class Nearness:
-    """Of one store. Until an answer is heard it counts as far."""
+    """Of one store. Until an answer is heard it counts as far. `clock`: in seconds."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
         self._quickest = NEAR_S
         self._again = 0.0
         self._wait = AGAIN_S
@@ -59,19 +60,19 @@ class Nearness:
 
     async def look(self, ask: Callable[[], Awaitable[None]]) -> None:
         """Have something small asked for, if that was not done lately and the store is
-        not known to be near. An answer that does not come is nobody's failure, and is
-        not waited for."""
-        began = time.perf_counter()
-        if self.near or began < self._again:
+        not known to be near. An answer that does not come is nobody's failure; all are
+        waited for LOOK_S at most."""
+        now = self._clock()
+        if self.near or now < self._again:
             return
-        self._again = began + self._wait
+        self._again = now + self._wait
         self._wait = min(2 * self._wait, LATEST_S)
         with suppress(LoadFailed, TimeoutError):
             async with asyncio.timeout(LOOK_S):
                 for _ in range(TIMES):
+                    asked = self._clock()
                     await ask()
-                    asked, began = began, time.perf_counter()
-                    self.began(began - asked)
+                    self.began(self._clock() - asked)
                     if self.near:
                         self._wait = AGAIN_S
                         return

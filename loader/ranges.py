@@ -88,7 +88,7 @@ class Ranges:
         self.seen(spec, reading.etag)
 
     async def a_byte(self, spec: Wanted) -> None:
-        """The file's first, for the sake of an answer. Raises as Reading does."""
+        """The file's first, for the sake of an answer. Raises StoreUnreachable."""
         path = f"{spec.directory}/{spec.weights.name}"
         with suppress(Missing, Changed):  # whoever reads the file will say so
             part = await self._store.part(path, 0, 1, None)

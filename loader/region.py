@@ -14,11 +14,11 @@ nothing can be lost here or be two models'.
 import ctypes
 import mmap
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 _MAP_POPULATE: int = getattr(mmap, "MAP_POPULATE", 0)
-_FIXED = 0x10
+_MAP_FIXED = 0x10  # Python's mmap does not name it
 _FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -65,6 +65,7 @@ class Region:
             try:
                 self._show_all((there, there + nbytes), (behind, behind + nbytes))
             except OSError:
+                os.write(2, b"hotset: the kernel lost pages of the arena; it ends\n")
                 os.abort()  # nobody knows any more what is seen where
             raise
 
@@ -94,7 +95,7 @@ class Region:
 
     def _at(self, seen: int) -> int:
         """Which run begins there; the end is the one after the last."""
-        return bisect_right(self._seen, seen - 1)
+        return bisect_left(self._seen, seen)
 
     def _cut(self, at: int) -> None:
         """A run begins there."""
@@ -120,7 +121,7 @@ class Region:
                 self.base + seen,
                 until - seen,
                 mmap.PROT_READ | mmap.PROT_WRITE,
-                mmap.MAP_SHARED | _FIXED | flags,
+                mmap.MAP_SHARED | _MAP_FIXED | flags,
                 self._fd,
                 file,
             )

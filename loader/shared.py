@@ -22,7 +22,7 @@ from loader.errors import DeviceFull
 from loader.memory import HostMemory, shed_shared
 from loader.region import Region
 from loader.room import Array
-from loader.touched import Trade
+from loader.trades import Trade
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,8 @@ class Ground:
 
 
 class SharedMemory(HostMemory):
-    """See DeviceMemory. `came` and `went` are told of slabs."""
-
-    swaps = True
+    """See DeviceMemory. `came` and `went` are told of slabs, `swapped` of pages that
+    changed places, before anybody is to write there."""
 
     def __init__(self) -> None:
         self.grounds: dict[int, Ground] = {}
@@ -56,7 +55,6 @@ class SharedMemory(HostMemory):
 
     def slab(self, nbytes: int) -> torch.Tensor:
         """See DeviceMemory."""
-        self.gave_back()  # the kernel may give this one the address of one that is gone
         fd, size = -1, -(-max(1, nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
         try:
             fd = os.memfd_create("hotset-arena", os.MFD_CLOEXEC)
@@ -113,14 +111,15 @@ class SharedMemory(HostMemory):
     def _place(self, address: int) -> tuple[int, int] | None:
         for ground in self.grounds.values():
             here = ground.base <= address < ground.base + ground.nbytes
+            # One that is gone: its address may be somebody else's by now.
             if here and ground.memory() is not None:
                 return ground.number, address - ground.base
         return None
 
 
 def can_share() -> bool:
-    """True if this machine, or its sandbox, has such files, gives pages back, and lets
-    them change places."""
+    """True if this machine, or its sandbox, has such files, gives pages back, and does
+    not lie of those that change places."""
     memory, page = SharedMemory(), mmap.PAGESIZE
     try:
         slab = memory.slab(2 * page)
@@ -128,7 +127,7 @@ def can_share() -> bool:
         return False
     slab[page:] = 1
     swapped = memory.swap(slab, [(0, page, page)])
-    if not swapped or not bool(slab[:page].all()) or bool(slab[page:].any()):
+    if swapped and (not bool(slab[:page].all()) or bool(slab[page:].any())):
         return False
     memory.shed(slab)
     return not bool(slab.any())

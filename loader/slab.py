@@ -59,7 +59,8 @@ class Block:
     nbytes: int
     group: str
     fresh: list[tuple[int, int]] = field(default_factory=list)
-    """(start, end) of what nobody had touched when it was taken, until `exchange`."""
+    """(start, end) of what nobody had touched when it was taken; till
+    `Arena.trades_for`."""
 
     @property
     def end(self) -> int:

@@ -67,7 +67,7 @@ class Slabs:
     ) -> None:
         self.memory = memory
         self.arena = Arena(capacity, memory.lazy, whole)
-        self._swaps = memory.swaps
+        self._trades = memory.lazy
         self._moved = moved
         self._may_move = may_move
         self._tensors: dict[Slab, torch.Tensor] = {}
@@ -99,12 +99,16 @@ class Slabs:
         """Touched pages that nobody uses instead of new ones: those would have to be
         cleared, and as many be given back."""
         assert block.slab is not None
-        trades = self.arena.exchange(block) if self._swaps else []
-        if trades:
-            made = self.memory.swap(self._tensors[block.slab], trades)
-            if made < len(trades):  # the kernel has no more room in its books
-                self._swaps = False
-                self.arena.keep(block.slab, trades[made:])
+        trades = self.arena.trades_for(block) if self._trades else []
+        if not trades:
+            return
+        made = self.memory.swap(self._tensors[block.slab], trades)
+        if made == len(trades):
+            return
+        self._trades = False
+        self.arena.keep(block.slab, trades[made:])
+        if made:
+            log.warning("pages do not change places any more", why="map count")
 
     def restore(self, place: tuple[int, int], nbytes: int) -> Block | None:
         """A block at (slab, start) of another life; None if that cannot be."""

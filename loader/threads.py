@@ -1,6 +1,6 @@
 """Work in threads that is always waited for.
 
-Owns: how it is waited for, and how those who load stand back. Must not: hide a
+Owns: how it is waited for, and how loading threads stand back. Must not: hide a
 cancellation, nor let one outrun the thread.
 
 Cancelling a coroutine does not stop the thread that works for it. If the caller went on
@@ -49,33 +49,6 @@ def stand_back() -> None:
         if not slices.ask_for(SLICE_S, os.SCHED_BATCH):
             with contextlib.suppress(OSError):
                 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-def leave_a_core() -> Sequence[int]:
-    """One of several cores is never ours: what a process does that only loads, first.
-    Gives the one that is left, if any.
-
-    A rank helps who is woken on our core only when the kernel looks: not in the middle
-    of a system call where it is not interrupted (PREEMPT_NONE), nor against caches that
-    are full of what we read. With a core that we are never on, those who answer are
-    moved there by the kernel and stay. On two cores that halved what loads add to a
-    resident model's p99 (bench/storm.py), and a fleet was served as fast.
-    """
-    if sys.platform != "linux":
-        return ()
-    first, *others = sorted(os.sched_getaffinity(0))
-    if not others:
-        return ()
-    with contextlib.suppress(OSError):  # a sandbox may refuse
-        os.sched_setaffinity(0, others)
-        return (first,)
-    return ()
-
-
-def go_to(cores: Sequence[int]) -> None:
-    """What a thread does first that has cores of its own."""
-    with contextlib.suppress(OSError):
-        os.sched_setaffinity(0, cores)
 
 
 async def to_its_end(

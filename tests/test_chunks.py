@@ -81,6 +81,26 @@ async def test_what_is_not_urgent_comes_back_after_each(urgent, hops) -> None:
     assert len(counted) == hops
 
 
+class AtOnce:
+    """Nobody goes on before two threads are here."""
+
+    ordered = False
+
+    def __init__(self) -> None:
+        self.both, self.names = threading.Barrier(2, timeout=10), set()
+
+    def file(self, fd: int, start: int, end: int) -> None:
+        self.names.add(threading.current_thread().name[:1])
+        self.both.wait()
+
+
+async def test_each_hand_takes_chunks() -> None:
+    steps = AtOnce()
+    with ThreadPoolExecutor(1, "a") as a, ThreadPoolExecutor(1, "b") as b:
+        await FileChunks(steps, -1, 2 * CHUNK).pour([a, b])
+    assert steps.names == {"a", "b"}
+
+
 # -- inline ---------------------------------------------------------------------------
 
 

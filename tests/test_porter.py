@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import tempfile
+import threading
 from pathlib import Path
 
 import psutil
@@ -24,7 +25,7 @@ from loader.errors import ArtifactRefused, LoadFailed, StoreDenied, StoreUnreach
 from loader.manifest import read_manifest
 from loader.shared import SharedMemory
 from loader.store import Store
-from loader.touched import tile_of
+from loader.trades import tile_of
 from loader.turns import Errand, Turns
 from runtime.compose import composed
 from runtime.config import Settings
@@ -145,7 +146,7 @@ async def test_it_needs_no_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
-async def test_one_core_is_never_its_own(tmp_path: Path) -> None:
+async def test_it_leaves_one_core(tmp_path: Path) -> None:
     fleet(tmp_path, 1)
     async with served(tmp_path, loader="process") as engine:
         await until_carried(engine)
@@ -312,11 +313,13 @@ def spec_of(folder: Path, name: str):
 class Working:
     """A porter in this process, and the engine's end of its socket."""
 
-    def __init__(self, folder: Path, nbytes: int = 1 << 20, disk: str = "") -> None:
+    def __init__(
+        self, folder: Path, nbytes: int = 1 << 20, disk: str = "", spare=()
+    ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.heard: asyncio.Queue = asyncio.Queue()
         self.folder = folder
-        self.work = Work(theirs)
+        self.work = Work(theirs, spare)
         self.memory = SharedMemory()
         self.slab = self.memory.slab(nbytes)
         self.packets = Packets(
@@ -449,6 +452,28 @@ async def test_an_end_that_is_closed_keeps_no_descriptor() -> None:
     ours.close()
     other.close()
     assert descriptors() == before
+
+
+async def test_a_large_file_is_read_on_the_core_it_leaves_as_well(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr("runtime.porter.work.logs.configure", lambda *args: None)
+    monkeypatch.setattr("loader.fill.LARGE", 40 << 20)
+    core = min(os.sched_getaffinity(0))
+    tiny_models.linear(tmp_path, "m0", 1, extra=41 << 20, chunks=True)
+    tiny_models.linear(tmp_path, "m1", 1, extra=39 << 20, chunks=True)
+    working = Working(tmp_path, 42 << 20, spare=(core,))
+
+    def there() -> list[set[int]]:
+        threads = [t for t in threading.enumerate() if t.name.startswith("large")]
+        return [os.sched_getaffinity(thread.native_id) for thread in threads]
+
+    before = there()
+    for call, name, more in ((1, "m1", []), (2, "m0", [{core}])):
+        working.fill(call, name)
+        assert (await working.next()).call == call
+        assert there() == before + more
+    await working.close()
 
 
 # -- its death ------------------------------------------------------------------------

@@ -162,9 +162,8 @@ async def test_a_byte_tells_of_a_store_that_large_files_do_not(
     assert tapped(server)
 
 
-def test_a_far_store_is_looked_at_seldom(monkeypatch) -> None:
+def test_a_far_store_is_looked_at_seldom() -> None:
     now, asked = [1000.0], []
-    monkeypatch.setattr(nearness.time, "perf_counter", lambda: now[0])
 
     async def ask() -> None:
         asked.append(now[0])
@@ -173,7 +172,7 @@ def test_a_far_store_is_looked_at_seldom(monkeypatch) -> None:
             raise StoreUnreachable("not just now")
 
     async def looks() -> None:
-        found = nearness.Nearness()
+        found = nearness.Nearness(lambda: now[0])
         for _ in range(600):
             await found.look(ask)
             now[0] += 1.0

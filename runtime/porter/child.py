@@ -10,12 +10,13 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from loader.threads import leave_a_core, stand_back
+from loader.cores import leave_a_core
+from loader.threads import stand_back
 from runtime.porter.work import Work
 
 
-async def _live(fd: int, left: Sequence[int]) -> None:
-    work = Work(socket.socket(fileno=fd), left)
+async def _live(fd: int, spare: Sequence[int]) -> None:
+    work = Work(socket.socket(fileno=fd), spare)
     await work.over
     await work.close()
 

@@ -48,8 +48,8 @@ class Went(msgspec.Struct, tag=True, array_like=True):
 
 
 class Swapped(msgspec.Struct, tag=True, array_like=True):
-    """Pages of a slab have changed places: (there, behind, bytes), in this order. What
-    is told before is seen as before."""
+    """Pages of a slab have changed places: (there, behind, bytes), in this order. None
+    of them is a block's that was told before."""
 
     number: int
     trades: list[tuple[int, int, int]]

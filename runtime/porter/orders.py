@@ -49,8 +49,9 @@ class Orders:
     async def give(
         self, process: Process | None, order: Fill | Copy, errand: Errand | None = None
     ) -> Done:
-        """Its answer. `errand`: what it is for, if that is not urgent yet. Raises Gone,
-        and one of loader.errors."""
+        """Its answer; when this returns or raises, the porter writes there no more.
+        `errand`: what it is for, if that is not urgent yet. Raises Gone, and one of
+        loader.errors."""
         call = order.call
         answer: asyncio.Future[Done | Failed] = self._loop.create_future()
         if process is None or not process.say(order):

@@ -19,7 +19,7 @@ from loader.room import Below, Filled, Room, Wanted
 from loader.shared import Ground, SharedMemory
 from loader.spool import Spool
 from loader.threads import to_its_end
-from loader.touched import Trade
+from loader.trades import Trade
 from loader.turns import ERRAND
 from runtime.porter.disks import Disks
 from runtime.porter.messages import (
@@ -52,7 +52,7 @@ SMALLEST = 1 << 20
 hashed and placed in 0.1 ms, and asking takes that twice."""
 
 TRIES = 3
-"""Lives in a row that never come up; then loads stay in threads."""
+"""Lives in a row that never come up, or do not listen; then loads stay in threads."""
 
 
 class Porter:
@@ -91,6 +91,10 @@ class Porter:
         """See Below."""
         return self._process.pid if self._process is not None and self._up else 0
 
+    @property
+    def _listens(self) -> Process | None:
+        return self._process if self._up else None
+
     async def fill(self, spec: Wanted, room: Room) -> Filled:
         """See Below."""
         if spec.weights.size < SMALLEST:
@@ -113,7 +117,7 @@ class Porter:
         if large and self._up and here is not None and there is not None:
             order = Copy(self._orders.number(), here, there, source.numel())
             try:
-                await self._orders.give(self._process, order)
+                await self._orders.give(self._listens, order)
                 return
             except Gone:
                 log.info("a copy is begun anew without the porter")
@@ -171,7 +175,7 @@ class Porter:
             urgent = errand is None or errand.urgent
             order = fill_of(call, spec, place, urgent, known is not None)
             waiting = None if urgent else errand
-            done = await self._orders.give(self._process, order, waiting)
+            done = await self._orders.give(self._listens, order, waiting)
             placed = known or await self._placed(done.header, spec.weights.size)
         except BaseException:
             room.free(block)
@@ -202,6 +206,7 @@ class Porter:
 
     def _must_hear(self, order: Order, *fds: int) -> None:
         if self._process is not None and not self._process.say(order, fds):
+            # It may not be told more: not to fill pages that are elsewhere by now.
             self._up = False
             self._process.kill()
 

@@ -17,7 +17,7 @@ from runtime.porter.messages import Came, Swapped, Went
 
 
 @dataclass(frozen=True, slots=True)
-class Slab:
+class View:
     """One of them. `fd`: ours."""
 
     memory: Array
@@ -29,7 +29,7 @@ class Seen:
     """All of them, by number."""
 
     def __init__(self) -> None:
-        self._slabs: dict[int, Slab] = {}
+        self._slabs: dict[int, View] = {}
 
     def heard(self, order: Came | Went | Swapped, fds: Sequence[int]) -> None:
         """What the engine says of one; a descriptor is ours from then on."""
@@ -37,7 +37,7 @@ class Seen:
             (fd,) = fds
             memory = mmap.mmap(fd, 0)
             seen = np.frombuffer(memory, dtype=np.uint8)[: order.nbytes]
-            self._slabs[order.number] = Slab(seen, fd, Region(fd, memory, order.runs))
+            self._slabs[order.number] = View(seen, fd, Region(fd, memory, order.runs))
         elif isinstance(order, Swapped):
             for trade in order.trades:
                 self._slabs[order.number].region.swap(*trade, now=True)

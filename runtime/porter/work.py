@@ -1,7 +1,6 @@
 """The porter's own side: orders come, bytes are brought, reports go.
 
-Owns: what is under way. Must not: import torch, or
-decide what is loaded.
+Owns: what is under way. Must not: import torch, or decide what is loaded.
 """
 
 import asyncio
@@ -18,13 +17,14 @@ from socket import socket
 import numpy as np
 import structlog
 
+from loader.cores import go_to
 from loader.fill import Filler
 from loader.placing import Placings
 from loader.pool import host_pool
 from loader.spool import Spool
 from loader.store import Store
 from loader.tap import Tap
-from loader.threads import go_to, to_its_end
+from loader.threads import to_its_end
 from loader.turns import ERRAND, Crew, Errand, Turns
 from runtime import logs
 from runtime.link.packets import Packets
@@ -85,11 +85,11 @@ class News:
 
 
 class Work:
-    """One for the process. `left`: a core that only large files are worth going to.
+    """One for the process. `spare`: a core that only large files are worth going to.
     `over` is done when the engine is gone or says so."""
 
-    def __init__(self, end: socket, left: Sequence[int] = ()) -> None:
-        self._left = left
+    def __init__(self, end: socket, spare: Sequence[int] = ()) -> None:
+        self._spare = spare
         self._loop = asyncio.get_running_loop()
         self.over: asyncio.Future[None] = self._loop.create_future()
         self._packets: Packets[Report, Order] = Packets(
@@ -182,7 +182,7 @@ class Work:
             store,
             Placings(),
             self._crew,
-            host_pool(begin.threads + len(self._left)),
+            host_pool(begin.threads + len(self._spare)),
             self._spool,
             threads=min(4, len(os.sched_getaffinity(0))),
             step=STEP,
@@ -193,9 +193,9 @@ class Work:
         self._packets.say(Up())
 
     def _for_large_files(self) -> Sequence[Crew]:
-        if not self._left:
+        if not self._spare:
             return ()
-        thread = ThreadPoolExecutor(1, "large", go_to, (self._left,))
+        thread = ThreadPoolExecutor(1, "large", go_to, (self._spare,))
         return (Crew(thread, self._turns),)
 
     async def _filled(self, order: Fill) -> Done:
