@@ -21,9 +21,7 @@ def leave_a_core() -> Sequence[int]:
     if sys.platform != "linux":
         return ()
     first, *others = sorted(os.sched_getaffinity(0))
-    if not others:
-        return ()
-    with contextlib.suppress(OSError):  # a sandbox may refuse
+    with contextlib.suppress(OSError):  # a sandbox may refuse, and so does no core
         os.sched_setaffinity(0, others)
         return (first,)
     return ()

@@ -39,15 +39,16 @@ class Drawing:
         known, verified by chunks, wanted now, and not for the disk tier, which takes
         pieces. May have a byte asked for first; raises nothing of the store's."""
         file, errand = spec.weights, ERRAND.get()
-        if file.chunks is None or not (errand is None or errand.urgent):
+        if file.chunks is None or not self.tap.runs:
+            return None
+        if not (errand is None or errand.urgent):
             return None  # what waits for its turn would keep a connection waiting
         if self._spool is not None and self._spool.wants(file.identity, file.size):
             return None
         nearness = self._ranges.nearness
         if file.size > CHUNK:  # a smaller one's own answer tells
             await nearness.look(lambda: self._ranges.a_byte(spec))
-        near = nearness.near and self.tap.runs
-        return self._placings.of(file.identity) if near else None
+        return self._placings.of(file.identity) if nearness.near else None
 
     async def feed(self, spec: Wanted, pouring: Pouring) -> None:
         """All its bytes. Raises what Draught does."""

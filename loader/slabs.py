@@ -87,13 +87,16 @@ class Slabs:
             if not size:
                 return None
             self._drop(in_the_way)
-            tensor = self.memory.slab(size)
-            self._tensors[self.arena.add(size)] = tensor
+            self._grow(size)
             block = self.arena.take(nbytes, group)
         if block is not None:
             self._exchange(block)
         self._shed()  # what the block will touch, others must leave
         return block
+
+    def _grow(self, size: int) -> None:
+        tensor = self.memory.slab(size)
+        self._tensors[self.arena.add(size)] = tensor
 
     def _exchange(self, block: Block) -> None:
         """Touched pages that nobody uses instead of new ones: those would have to be
@@ -117,8 +120,7 @@ class Slabs:
             size = self.arena.growth(1)[0]
             if not size:
                 return None
-            tensor = self.memory.slab(size)
-            self._tensors[self.arena.add(size)] = tensor
+            self._grow(size)
         return self.arena.restore(self.arena.slabs[number], start, nbytes)
 
     def place(self, block: Block) -> tuple[int, int]:
@@ -139,8 +141,7 @@ class Slabs:
             # Those in the way are what was reserved just now: there is no room left.
             if in_the_way or size < LARGEST_GRANULE:
                 return
-            tensor = self.memory.slab(size)
-            self._tensors[self.arena.add(size)] = tensor
+            self._grow(size)
 
     def tensors(self) -> Sequence[torch.Tensor]:
         """The slabs themselves."""

@@ -6,7 +6,8 @@ find the memory first, and whoever else wants that core waits. Must not: touch m
 or remember anything.
 
 With room for a quarter of 100 models of 1 to 50 MB, three of four loaded bytes were
-such bytes while blocks took the smallest hole; one of five are.
+such bytes while blocks took the smallest hole; one of five are, and these may be had
+from elsewhere (loader/trades.py).
 """
 
 from bisect import bisect_right

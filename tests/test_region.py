@@ -132,32 +132,41 @@ def resident(memory: SharedMemory) -> int:
     return sum(os.fstat(g.fd).st_blocks * 512 for g in memory.grounds.values())
 
 
-@pytest.mark.parametrize("kind", [SharedMemory, HostMemory])
-def test_models_of_all_sizes_come_and_go_and_keep_their_bytes(kind):
-    """What is touched stays within the capacity, whoever gives the pages."""
-    memory, chance, capacity = kind(), random.Random(0), 64 << 20
-    slabs, live, swaps = Slabs(memory, lambda: capacity), {}, []
-    if kind is SharedMemory:
-        memory.swapped = lambda number, trades: swaps.extend(trades)
-    for number in range(1, 400):
-        nbytes = chance.randint(300_000, 9_000_000)
+def stays(slabs, capacity: int, sizes: tuple[int, int], count: int):
+    """Models come, each full of a number of its own, and go by chance for the next;
+    who is there after each, with their numbers."""
+    chance, live = random.Random(0), []
+    for number in range(1, count):
+        nbytes = chance.randint(*sizes)
         while slabs.arena.held + rounded(nbytes) > capacity:
-            slabs.free(live.pop(chance.choice(list(live)))[0])
+            slabs.free(live.pop(chance.randrange(len(live)))[0])
         block = slabs.take(nbytes)
         assert block is not None
         slabs.buffer(block).fill_(number % 251)
-        live[number] = block, number % 251
+        live.append((block, number % 251))
         slabs._shedding.over()  # a thread's work: until then nobody has the place
         assert slabs.arena.touched <= capacity
-        for other, value in live.values():
-            seen = slabs.buffer(other)
+        assert slabs.arena.held == sum(block.nbytes for block, _ in live)
+        yield live
+    slabs.close()
+
+
+@pytest.mark.parametrize("kind", [SharedMemory, HostMemory])
+def test_models_of_all_sizes_come_and_go_and_keep_their_bytes(kind):
+    """What is touched stays within the capacity, whoever gives the pages."""
+    memory, capacity, swaps = kind(), 64 << 20, []
+    if kind is SharedMemory:
+        memory.swapped = lambda number, trades: swaps.extend(trades)
+    slabs = Slabs(memory, lambda: capacity)
+    for live in stays(slabs, capacity, (300_000, 9_000_000), 400):
+        for block, value in live:
+            seen = slabs.buffer(block)
             assert int(seen[0]) == int(seen[-1]) == value
             assert int(seen[len(seen) // 2]) == value
-    assert all(bool((slabs.buffer(b) == v).all()) for b, v in live.values())
+    assert all(bool((slabs.buffer(b) == v).all()) for b, v in live)
     if kind is SharedMemory:
         assert len(swaps) > 50
         assert resident(memory) <= capacity + 64 * PAGE
-    slabs.close()
 
 
 def test_an_arena_that_is_not_full_trades_nothing() -> None:
@@ -213,22 +222,10 @@ def test_where_no_more_is_swapped_pages_are_given_back(monkeypatch) -> None:
     memory.swapped = lambda number, trades: told.extend(trades)
     slabs, capacity = Slabs(memory, lambda: capacity), 8 << 20
     monkeypatch.setattr(region, "_libc", Books(2))
-    live, chance = [], random.Random(3)
-    for number in range(1, 120):
-        nbytes = chance.randint(200_000, 3_000_000)
-        while slabs.arena.held + rounded(nbytes) > capacity:
-            slabs.free(live.pop(chance.randrange(len(live)))[0])
-        block = slabs.take(nbytes)
-        assert block is not None
-        slabs.buffer(block).fill_(number)
-        live.append((block, number))
-        slabs._shedding.over()
-        assert slabs.arena.touched <= capacity
-        assert slabs.arena.held == sum(block.nbytes for block, _ in live)
-        assert all(bool((slabs.buffer(b) == n).all()) for b, n in live)
+    for live in stays(slabs, capacity, (200_000, 3_000_000), 120):
+        assert all(bool((slabs.buffer(b) == v).all()) for b, v in live)
+        assert resident(memory) <= capacity + 64 * PAGE
     assert len(told) == 1, "one, then the books were full"
-    assert resident(memory) <= capacity + 64 * PAGE
-    slabs.close()
 
 
 def test_the_address_of_a_slab_that_is_gone_is_the_next_ones() -> None:

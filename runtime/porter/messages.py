@@ -8,7 +8,9 @@ import msgspec
 
 from loader.digest import Chunks, FileRef
 from loader.errors import ArtifactRefused, LoadFailed, StoreDenied, StoreUnreachable
+from loader.region import Run
 from loader.room import Wanted
+from loader.trades import Trade
 from runtime.logs import Format, Level
 
 MOST_CHUNKS = 4096
@@ -38,7 +40,7 @@ class Came(msgspec.Struct, tag=True, array_like=True):
 
     number: int
     nbytes: int
-    runs: list[tuple[int, int]]
+    runs: list[Run]
 
 
 class Went(msgspec.Struct, tag=True, array_like=True):
@@ -48,11 +50,11 @@ class Went(msgspec.Struct, tag=True, array_like=True):
 
 
 class Swapped(msgspec.Struct, tag=True, array_like=True):
-    """Pages of a slab have changed places: (there, behind, bytes), in this order. None
-    of them is a block's that was told before."""
+    """Pages of a slab have changed places, in this order. None of them is a block's
+    that was told before."""
 
     number: int
-    trades: list[tuple[int, int, int]]
+    trades: list[Trade]
 
 
 class Fill(msgspec.Struct, tag=True, array_like=True):
