@@ -27,6 +27,7 @@ from loader.manifest import ModelSpec
 from loader.threads import stand_back
 from runtime.conformance import Fitted, Signature
 from runtime.example import terms
+from runtime.lanes import keep_to_share
 
 log = structlog.get_logger()
 
@@ -87,7 +88,7 @@ class Cross:
         quiet = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
         quiet(False)
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(1, "cross", initializer=stand_back)
+        self._threads = ThreadPoolExecutor(1, "cross", _ready)
 
     def may(self, model: Model, asked: Fitted, rows: int) -> bool:
         """False if it is known not to pay: then nobody need look for mates."""
@@ -151,6 +152,11 @@ class Cross:
     def close(self) -> None:
         """End the thread; returns when it has."""
         self._threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _ready() -> None:
+    stand_back()
+    keep_to_share()
 
 
 def filled(

@@ -24,6 +24,17 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 
+def keep_to_share() -> None:
+    """What a thread that runs forwards does first: have no more threads for a call than
+    torch was told of (`torch.set_num_threads`, runtime/devices.py).
+
+    OpenMP has that number for each thread apart. torch sets it where one of its own
+    loops asks for it, but a matrix goes to MKL or oneDNN without, which then takes
+    every core, beside the lanes that have them.
+    """
+    torch.set_num_threads(torch.get_num_threads())
+
+
 class Lanes:
     """`count` threads on one device; `free` of them idle."""
 
@@ -42,7 +53,7 @@ class Lanes:
         self._on_lost = on_lost
         self._began: dict[asyncio.Future[object], float] = {}
         self._stream = threading.local()
-        self._pool = ThreadPoolExecutor(count, thread_name_prefix="lane")
+        self._pool = ThreadPoolExecutor(count, "lane", keep_to_share)
 
     def start(self, forward: Callable[[], T]) -> "asyncio.Future[T]":
         """Run `forward` in a free lane; the future is set on the event loop.
