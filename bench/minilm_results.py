@@ -14,7 +14,11 @@ from bench.result import Figure, console
 
 PEERS = ("kserve", "kserve-1-thread")
 """Ours is held against whichever is better, measure by measure."""
+OURS, MKL = "hotset-zttp", "hotset-mkl"
+"""The same server, but for the kernels of its linear layers."""
 COLOURS = {
+    "hotset-zttp": "#7a1014",
+    "hotset-mkl": "#b9a5a5",
     "hotset-envoy": "#c1272d",
     "hotset-grpcio": "#e8833a",
     "kserve": "#9a9a9a",
@@ -75,13 +79,25 @@ def figures(results: Results) -> dict[str, Figure]:
     }
     for (name, callers), ours in found.items():
         theirs = [found[p, callers] for p in PEERS if (p, callers) in found]
-        if name in PEERS or not theirs:
+        if name in (*PEERS, MKL) or not theirs:
             continue
         for measure, better in MEASURES.items():
             best = (max if better == "higher" else min)(t[measure] for t in theirs)
             key = f"{name}_to_kserve_{measure.partition('_')[0]}_c{callers}"
             told[key] = Figure(ours[measure] / best, "x", 1.0, better)
-    return told
+    return {**told, **_kernels(found)}
+
+
+def _kernels(found: Mapping[tuple[str, int], Mapping[str, float]]) -> dict[str, Figure]:
+    """What the choice of kernels gains: nothing, on processors where MKL is as good."""
+    return {
+        f"onednn_to_mkl_{measure.partition('_')[0]}_c{callers}": Figure(
+            found[OURS, callers][measure] / theirs[measure], "x"
+        )
+        for (name, callers), theirs in found.items()
+        for measure in MEASURES
+        if name == MKL and (OURS, callers) in found
+    }
 
 
 def details(results: Results) -> dict[str, object]:
@@ -127,17 +143,18 @@ def draw(results: Results, path: Path) -> None:
     levels = sorted({callers for _, callers in found})
     panes = (("rps", "requests a second"), ("p99_ms", "p99, ms"),
              ("cpu_ms", "server CPU a request, ms"))  # fmt: skip
+    width = 0.9 / len(names)
     figure, axes = pyplot.subplots(1, 3, figsize=(12, 3.8))
     for pane, (measure, title) in zip(axes, panes, strict=True):
         for at, name in enumerate(names):
-            places = [place + 0.2 * at for place in range(len(levels))]
+            places = [place + width * at for place in range(len(levels))]
             values = [found[name, c][measure] for c in levels]
             drawn = pane.bar(
-                places, values, 0.19, label=name, color=COLOURS.get(name, "#555555")
+                places, values, width, label=name, color=COLOURS.get(name, "#555555")
             )
-            pane.bar_label(drawn, fmt="%.3g", fontsize=8)
+            pane.bar_label(drawn, fmt="%.3g", fontsize=7)
         pane.set_xticks(
-            [place + 0.3 for place in range(len(levels))],
+            [place + 0.4 for place in range(len(levels))],
             [f"{c} callers" if c > 1 else "1 caller" for c in levels],
         )
         pane.set_title(title, fontsize=10)

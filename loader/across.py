@@ -97,14 +97,14 @@ def _strided(
 def across(graph: Graph, ranks: Sequence[int]) -> Forward:
     """The graph over stacked weights and inputs. `ranks`: of its inputs, alone."""
     chain = _Chain(graph, ranks).made()
-    return chain or cast(Forward, torch.func.vmap(graph.eager))
+    return chain or cast(Forward, torch.func.vmap(graph.plain))
 
 
 class _Chain:
     """A graph of linear layers, rewritten; `made` gives None if it is not one."""
 
     def __init__(self, graph: Graph, ranks: Sequence[int]) -> None:
-        module = cast(MethodType, graph.eager).__self__
+        module = cast(MethodType, graph.plain).__self__
         self._nodes = cast(fx.GraphModule, module).graph.nodes
         self._weights = len(graph.weights)
         self._ranks = ranks

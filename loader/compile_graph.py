@@ -58,7 +58,7 @@ class _Function(torch.nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self._run = graph.eager
+        self._run = graph.plain
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Outputs of weights and inputs."""

@@ -12,6 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -67,13 +68,16 @@ def write_job(
     graph: bytes,
     inputs: Sequence[JobInput],
     weights: Sequence[torch.Tensor],
+    onednn_from: int | None = None,
 ) -> None:
-    """Everything the worker needs. Raises OSError."""
+    """Everything the worker needs. `onednn_from`: how the graph runs when it is not
+    compiled (loader/linear.py). Raises OSError."""
     told = [
         {**asdict(item), "dtype": str(item.dtype).removeprefix("torch.")}
         for item in inputs
     ]
-    (folder / JOB).write_text(json.dumps(told))
+    job = {"inputs": told, "onednn_from": onednn_from}
+    (folder / JOB).write_text(json.dumps(job))
     (folder / GRAPH).write_bytes(graph)
     with (folder / WEIGHTS).open("wb") as file:
         for weight in weights:
@@ -95,8 +99,18 @@ def read_inputs(folder: Path) -> tuple[JobInput, ...]:
             item["low"],
             item["high"],
         )
-        for item in json.loads((folder / JOB).read_text())
+        for item in _job(folder)["inputs"]
     )
+
+
+def read_onednn_from(folder: Path) -> int | None:
+    """How what is compiled runs when it is not."""
+    found = _job(folder)["onednn_from"]
+    return None if found is None else int(found)
+
+
+def _job(folder: Path) -> dict[str, Any]:
+    return cast(dict[str, Any], json.loads((folder / JOB).read_text()))
 
 
 def read_weights(folder: Path, wanted: Sequence[WeightSpec]) -> list[torch.Tensor]:

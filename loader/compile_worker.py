@@ -29,6 +29,7 @@ from loader.compile_job import (
     JobInput,
     Result,
     read_inputs,
+    read_onednn_from,
     read_weights,
     write_result,
 )
@@ -36,6 +37,7 @@ from loader.compile_trial import SEED, Disagrees, prove, values
 from loader.compiled import Compiled, Library
 from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
+from loader.linear import rewritten
 
 FORMAT = 1
 """Of what we make of a graph; another number, another key."""
@@ -89,6 +91,9 @@ def work(folder: Path, cache: CodeCache) -> Result:
     """Compile unless it was, try, keep."""
     inputs = read_inputs(folder)
     graph = read_graph((folder / GRAPH).read_bytes(), torch.device("cpu"))
+    onednn_from = read_onednn_from(folder)
+    if onednn_from is not None:
+        graph.eager = rewritten(graph, onednn_from) or graph.plain
     weights = read_weights(folder, graph.weights)
     key = key_of(graph, inputs)
     entry = cache.find(key)

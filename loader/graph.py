@@ -71,23 +71,26 @@ Forward = Callable[..., tuple[torch.Tensor, ...]]
 class Graph:
     """`graph(*weights, *inputs)` gives the outputs. Weights, inputs, outputs in order.
 
-    `eager` is the generated function itself; `forward` is what the hot path calls: the
-    same, or machine code made of it, set by whoever made it (on the event loop: all
-    models of the graph run it from their next call on). `digest`: SHA-256 of the file;
-    two graphs of one digest are the same function. `rows`: of inputs that index a
-    table, how many it has. Nothing else of it ever changes.
+    `plain` is the generated function itself, of torch's own ops. `eager` is how it runs
+    op after op: the same, unless who read the graph knows of sooner ops
+    (loader/linear.py). `forward` is what the hot path calls: that, or machine code made
+    of it, set by whoever made it (on the event loop: all models of the graph run it
+    from their next call on). `digest`: SHA-256 of the file; two graphs of one digest
+    are the same function. `rows`: of inputs that index a table, how many it has.
+    Nothing else of it ever changes.
     """
 
     digest: str
     weights: tuple[WeightSpec, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    eager: Forward = field(repr=False)
+    plain: Forward = field(repr=False)
     rows: Mapping[str, int] = field(default_factory=dict)
+    eager: Forward = field(init=False, repr=False)
     forward: Forward = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.forward = self.eager
+        self.eager = self.forward = self.plain
 
     def __call__(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.forward(*tensors)

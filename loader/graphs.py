@@ -12,6 +12,7 @@ from cachetools import LRUCache
 
 from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
+from loader.linear import rewritten
 from loader.manifest import ModelSpec
 from loader.spool import Spool
 from loader.store import Missing, Store
@@ -19,7 +20,10 @@ from loader.threads import to_its_end
 
 
 class GraphShelf:
-    """At most `capacity` graphs that no resident model uses; those in use live on."""
+    """At most `capacity` graphs that no resident model uses; those in use live on.
+
+    `onednn_from`: see loader/linear.py.
+    """
 
     def __init__(
         self,
@@ -28,11 +32,13 @@ class GraphShelf:
         executor: Executor,
         capacity: int = 256,
         spool: Spool | None = None,
+        onednn_from: int | None = None,
     ) -> None:
         self._store = store
         self._device = device
         self._executor = executor
         self._spool = spool
+        self._onednn_from = onednn_from
         self._read: LRUCache[str, Graph] = LRUCache(capacity)
         self._coming: dict[str, asyncio.Task[Graph]] = {}
 
@@ -56,7 +62,15 @@ class GraphShelf:
 
     async def _bring(self, spec: ModelSpec) -> Graph:
         data = await self.text(spec)
-        return await to_its_end(self._executor, read_graph, data, self._device)
+        return await to_its_end(self._executor, self._made, data)
+
+    def _made(self, data: bytes) -> Graph:
+        graph = read_graph(data, self._device)
+        if self._onednn_from is not None:
+            graph.eager = graph.forward = (
+                rewritten(graph, self._onednn_from) or graph.plain
+            )
+        return graph
 
     async def text(self, spec: ModelSpec) -> bytes:
         """The graph's file, its digest checked; it is not kept in memory. Raises

@@ -75,7 +75,8 @@ class Case:
 
 
 class Compiler:
-    """`after`: seconds a graph must have cost. `graph_bytes` and `lease` are the
+    """`after`: seconds a graph must have cost. `onednn_from`: how graphs run that are
+    not compiled. `graph_bytes` and `lease` are the
     loader's and the cache's; `worker` compiles, `opened` loads what it made."""
 
     def __init__(
@@ -86,6 +87,7 @@ class Compiler:
         lease: Lease,
         after: float,
         lanes: int,
+        onednn_from: int | None = None,
         worker: Worker = compiled_apart,
         opened: Callable[[Path, int, Terms, int], Code] = Library,
     ) -> None:
@@ -95,6 +97,7 @@ class Compiler:
         self._lease = lease
         self._after = after
         self._lanes = lanes
+        self._onednn_from = onednn_from
         self._worker = worker
         self._opened = opened
         self._cases: LRUCache[str, Case] = LRUCache(KEPT)
@@ -195,7 +198,9 @@ class Compiler:
                     graph = model.graph
                     source = await self._graph_bytes(case.spec)
                     await to_its_end(
-                        self._executor, write_job, folder, source, inputs, model.weights
+                        self._executor,
+                        write_job,
+                        *(folder, source, inputs, model.weights, self._onednn_from),
                     )
             except OSError as error:
                 return _refused(case, f"no room for a trial: {error.strerror}")

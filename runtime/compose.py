@@ -30,7 +30,7 @@ from runtime.cache import Bounds, ModelCache
 from runtime.catalog import Catalog
 from runtime.config import Settings
 from runtime.counts import Counts
-from runtime.devices import lanes_of, pick_device, share_cores
+from runtime.devices import lanes_of, onednn_from, pick_device, share_cores
 from runtime.engine import Engine
 from runtime.generations import Generations
 from runtime.inheritance import Inheritance
@@ -131,10 +131,14 @@ async def composed(
     store, inherited = store or Store.open(settings.store), inherited or Inheritance()
     device = pick_device(settings.device)
     share_cores(device, lanes_of(settings, device))
+    least = onednn_from(settings, device)
     ledger, costs = Ledger(0), Costs()
     async with contextlib.AsyncExitStack() as stack:
         bringing = await stack.enter_async_context(
-            loading(settings, store, device, ledger, costs, _estate(inherited, device))
+            loading(
+                *(settings, store, device, ledger, costs),
+                *(_estate(inherited, device), least),
+            )
         )
         loader = bringing.loader
         level = stack.enter_context(measured(settings, device, loader, ledger))
@@ -157,7 +161,7 @@ async def composed(
             from runtime.compiling import compiling
 
             await stack.enter_async_context(
-                compiling(settings, loader, cache, runs.lanes, engine)
+                compiling(settings, loader, cache, runs.lanes, engine, least)
             )
         await stack.enter_async_context(
             watched(settings, level, cache, engine.inventory, loader)

@@ -206,6 +206,14 @@ class Settings(BaseSettings):
         "graph. Weights, inputs and outputs take a quarter of --reserve at most. "
         "Default: auto.",
     )
+    kernels: Literal["auto", "torch"] = Field(
+        "auto",
+        title="MODE",
+        description="On a CPU. auto: large linear layers run in oneDNN where that is "
+        "measured at the start to be sooner than torch's own (MKL), as on AMD's; the "
+        "answers are those of torch but for rounding. torch: torch's own kernels only. "
+        "Default: auto.",
+    )
     compile: Literal["off", "auto"] = Field(
         "off",
         title="MODE",

@@ -65,8 +65,10 @@ async def loading(
     ledger: Ledger,
     costs: Costs,
     estate: Estate | None = None,
+    onednn_from: int | None = None,
 ) -> AsyncIterator[Bringing]:
-    """A loader whose arena has what the ledger has. Raises Unservable."""
+    """A loader whose arena has what the ledger has, and whose graphs have their layers
+    in oneDNN from so much work on. Raises Unservable."""
     turns = Turns()
     count = max(settings.concurrent_loads, THREADS)
     threads = ThreadPoolExecutor(count, "loader", stand_back)
@@ -89,7 +91,9 @@ async def loading(
             spool = Spool(Path(settings.disk_cache), settings.disk_cache_size)
             stack.push_async_callback(asyncio.to_thread, spool.close)
         stack.callback(threads.shutdown)
-        shelf = GraphShelf(store, device, threads, settings.max_graphs, spool)
+        shelf = GraphShelf(
+            store, device, threads, settings.max_graphs, spool, onednn_from
+        )
         stack.push_async_callback(shelf.aclose)
         below, carrier = await stack.enter_async_context(
             _hands(settings, store, device, crew, pool, spool, apart)

@@ -42,6 +42,7 @@ class Contender:
     venv: Venv | None = None
     """None: our own environment."""
     environ: Callable[[Site], Mapping[str, str]] = field(default=lambda site: {})
+    """Set besides what all have; an empty value unsets it."""
     everywhere: bool = False
     """It listens on all addresses and cannot be told otherwise: run it only where there
     is no network (loopback.py)."""

@@ -35,6 +35,7 @@ def _contender(
         f"hotset-{frontend}{apart}",
         f"hotset ({label})",
         command,
+        environ=lambda site: {"OMP_NUM_THREADS": ""},  # as a user starts it
         missing=lambda: _missing(frontend, module),
     )
 

@@ -45,6 +45,7 @@ class Running:
             "PYTHONPATH": str(ROOT),
             **contender.environ(site),
         }
+        environ = {name: value for name, value in environ.items() if value}
         command = [*pinned, *contender.command(site)]
         with self._log.open("wb") as out:
             self.tree = Tree(
