@@ -36,8 +36,9 @@ from bench.wire_request import outputs_of, request_of
 from loader.code_cache import CodeCache
 from loader.compile_job import job_inputs, write_job
 from loader.compiled import Compiled, Library
-from loader.graph import Forward, Graph, read_graph
-from loader.linear import measured, rewritten
+from loader.generated import Forward
+from loader.graph import Graph, read_graph
+from loader.linear import compared, onednn, prefer_onednn
 from loader.weights import unpack
 from runtime.compile_process import compiled_apart, job_folder
 from runtime.datatypes import TORCH
@@ -98,7 +99,7 @@ class Bench:
         # A second --quick finds what the first had compiled.
         kept = venvs.home() / "compiled" if options.quick else folder / "code"
         self._cache = CodeCache(kept)
-        self._onednn_from = measured()
+        self._onednn_from = compared(onednn()).onednn_from
         self._progress = progress
         self.found: dict[str, Found] = {}
 
@@ -140,8 +141,7 @@ class Bench:
     def _read(self, family: Family) -> tuple[Graph, tuple[torch.Tensor, ...]]:
         there = self._there(family)
         graph = read_graph((there / "graph.json").read_bytes(), torch.device("cpu"))
-        if self._onednn_from is not None:
-            graph.eager = rewritten(graph, self._onednn_from) or graph.plain
+        prefer_onednn(graph, self._onednn_from)
         data = (there / "model.safetensors").read_bytes()
         return graph, unpack(data, graph.weights)
 

@@ -12,13 +12,13 @@ Either way the numbers are the single run's but for the order in which kernels a
 """
 
 from collections.abc import Callable, Sequence
-from types import MethodType
 from typing import cast
 
 import torch
 from torch import fx
 
-from loader.graph import Forward, Graph, generate
+from loader.generated import Forward, generate, nodes_of
+from loader.graph import Graph
 from loader.model import Model
 from loader.weights import bind
 
@@ -104,8 +104,7 @@ class _Chain:
     """A graph of linear layers, rewritten; `made` gives None if it is not one."""
 
     def __init__(self, graph: Graph, ranks: Sequence[int]) -> None:
-        module = cast(MethodType, graph.plain).__self__
-        self._nodes = cast(fx.GraphModule, module).graph.nodes
+        self._nodes = nodes_of(graph.plain).nodes
         self._weights = len(graph.weights)
         self._ranks = ranks
         self._made = fx.Graph()

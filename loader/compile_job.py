@@ -68,10 +68,10 @@ def write_job(
     graph: bytes,
     inputs: Sequence[JobInput],
     weights: Sequence[torch.Tensor],
-    onednn_from: int | None = None,
+    onednn_from: int = 0,
 ) -> None:
-    """Everything the worker needs. `onednn_from`: how the graph runs when it is not
-    compiled (loader/linear.py). Raises OSError."""
+    """Everything the worker needs. `onednn_from`: of the server, whose graph the code
+    must be quicker than (loader/linear.py). Raises OSError."""
     told = [
         {**asdict(item), "dtype": str(item.dtype).removeprefix("torch.")}
         for item in inputs
@@ -103,10 +103,9 @@ def read_inputs(folder: Path) -> tuple[JobInput, ...]:
     )
 
 
-def read_onednn_from(folder: Path) -> int | None:
-    """How what is compiled runs when it is not."""
-    found = _job(folder)["onednn_from"]
-    return None if found is None else int(found)
+def read_onednn_from(folder: Path) -> int:
+    """Multiplications from which the server runs a linear layer in oneDNN; 0: none."""
+    return int(_job(folder)["onednn_from"])
 
 
 def _job(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from loader.compile_job import JobInput
 from loader.compiled import Compiled, Terms
-from loader.graph import Forward
+from loader.generated import Forward
 from loader.pack_trial import TOLERANCE
 
 MOST_ELEMENTS = 1 << 14

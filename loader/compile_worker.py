@@ -37,7 +37,7 @@ from loader.compile_trial import SEED, Disagrees, prove, values
 from loader.compiled import Compiled, Library
 from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
-from loader.linear import rewritten
+from loader.linear import prefer_onednn
 
 FORMAT = 1
 """Of what we make of a graph; another number, another key."""
@@ -91,9 +91,7 @@ def work(folder: Path, cache: CodeCache) -> Result:
     """Compile unless it was, try, keep."""
     inputs = read_inputs(folder)
     graph = read_graph((folder / GRAPH).read_bytes(), torch.device("cpu"))
-    onednn_from = read_onednn_from(folder)
-    if onednn_from is not None:
-        graph.eager = rewritten(graph, onednn_from) or graph.plain
+    prefer_onednn(graph, read_onednn_from(folder))
     weights = read_weights(folder, graph.weights)
     key = key_of(graph, inputs)
     entry = cache.find(key)

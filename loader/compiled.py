@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch._C import _aoti
 
-from loader.graph import Forward
+from loader.generated import Forward
 
 Tensors = tuple[torch.Tensor, ...]
 Sizes = tuple[torch.Size, ...]

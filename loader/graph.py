@@ -10,20 +10,17 @@ called comes from the allow-list.
 """
 
 import hashlib
-import linecache
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MethodType
-from typing import cast
 
 import torch
 from torch import fx
-from torch.fx import graph_module
 
 from loader.arguments import Arguments, Value
 from loader.dtypes import DTYPES
 from loader.errors import ArtifactRefused
+from loader.generated import Forward, generate
 from loader.header import MAX_TENSORS, WEIGHT_NAME, WEIGHT_NAME_MEANT
 from loader.indexed import Indexed
 from loader.manifest import MAX_TENSORS as MAX_INPUTS
@@ -64,20 +61,17 @@ class WeightSpec:
     shape: tuple[int, ...]
 
 
-Forward = Callable[..., tuple[torch.Tensor, ...]]
-
-
 @dataclass(slots=True, eq=False)
 class Graph:
     """`graph(*weights, *inputs)` gives the outputs. Weights, inputs, outputs in order.
 
     `plain` is the generated function itself, of torch's own ops. `eager` is how it runs
-    op after op: the same, unless who read the graph knows of sooner ops
-    (loader/linear.py). `forward` is what the hot path calls: that, or machine code made
-    of it, set by whoever made it (on the event loop: all models of the graph run it
-    from their next call on). `digest`: SHA-256 of the file; two graphs of one digest
-    are the same function. `rows`: of inputs that index a table, how many it has.
-    Nothing else of it ever changes.
+    op after op: the same, or with ops that are quicker on this processor, set once
+    before its first call (loader/linear.py). `forward` is what the hot path calls: that
+    or machine code made of it, set by whoever made it (on the event loop: all models of
+    the graph run it from their next call on). `digest`: SHA-256 of the file; two graphs
+    of one digest are the same function. `rows`: of inputs that index a table, how many
+    it has. Nothing else of it ever changes.
     """
 
     digest: str
@@ -254,17 +248,3 @@ def _weight(value: object, place: str) -> WeightSpec:
         for dim in array(found["shape"], f"{place}.shape", MAX_RANK)
     )
     return WeightSpec(name, dtype, shape)
-
-
-def generate(graph: fx.Graph) -> Forward:
-    """fx writes and compiles `forward`; nothing of the text is kept.
-
-    fx files each source it compiles for tracebacks, for ever: a server that reads
-    graphs for months would grow by each.
-    """
-    module = fx.GraphModule(torch.nn.Module(), graph, class_name="Forward")
-    method = cast(MethodType, module.forward)
-    source = method.__code__.co_filename
-    linecache.cache.pop(source, None)
-    graph_module._loader.eval_cache.pop(source, None)
-    return method

@@ -12,7 +12,7 @@ from cachetools import LRUCache
 
 from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
-from loader.linear import rewritten
+from loader.linear import prefer_onednn
 from loader.manifest import ModelSpec
 from loader.spool import Spool
 from loader.store import Missing, Store
@@ -22,7 +22,7 @@ from loader.threads import to_its_end
 class GraphShelf:
     """At most `capacity` graphs that no resident model uses; those in use live on.
 
-    `onednn_from`: see loader/linear.py.
+    `onednn_from`: multiplications from which a linear layer runs in oneDNN; 0: none.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class GraphShelf:
         executor: Executor,
         capacity: int = 256,
         spool: Spool | None = None,
-        onednn_from: int | None = None,
+        onednn_from: int = 0,
     ) -> None:
         self._store = store
         self._device = device
@@ -65,12 +65,7 @@ class GraphShelf:
         return await to_its_end(self._executor, self._made, data)
 
     def _made(self, data: bytes) -> Graph:
-        graph = read_graph(data, self._device)
-        if self._onednn_from is not None:
-            graph.eager = graph.forward = (
-                rewritten(graph, self._onednn_from) or graph.plain
-            )
-        return graph
+        return prefer_onednn(read_graph(data, self._device), self._onednn_from)
 
     async def text(self, spec: ModelSpec) -> bytes:
         """The graph's file, its digest checked; it is not kept in memory. Raises

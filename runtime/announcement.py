@@ -44,6 +44,7 @@ async def _announce(engine: Engine, grpc: str, http: str) -> None:
         device=snapshot.device,
         capacity=snapshot.capacity,
         policy=snapshot.policy,
+        onednn_from=snapshot.onednn_from,
     )
     if snapshot.capacity < SMALL:
         log.warning("hardly any model fits", capacity=snapshot.capacity)

@@ -75,8 +75,8 @@ class Case:
 
 
 class Compiler:
-    """`after`: seconds a graph must have cost. `onednn_from`: how graphs run that are
-    not compiled. `graph_bytes` and `lease` are the
+    """`after`: seconds a graph must have cost. `onednn_from`: multiplications
+    from which their layers run in oneDNN otherwise. `graph_bytes` and `lease` are the
     loader's and the cache's; `worker` compiles, `opened` loads what it made."""
 
     def __init__(
@@ -87,7 +87,7 @@ class Compiler:
         lease: Lease,
         after: float,
         lanes: int,
-        onednn_from: int | None = None,
+        onednn_from: int = 0,
         worker: Worker = compiled_apart,
         opened: Callable[[Path, int, Terms, int], Code] = Library,
     ) -> None:

@@ -33,7 +33,7 @@ async def compiling(
     cache: ModelCache[Model],
     lanes: Lanes,
     engine: LocalEngine,
-    onednn_from: int | None,
+    onednn_from: int,
 ) -> AsyncIterator[None]:
     """`engine` has a compiler for as long as the block. Raises Unservable."""
     if lanes.device.type != "cpu":

@@ -30,11 +30,12 @@ from runtime.cache import Bounds, ModelCache
 from runtime.catalog import Catalog
 from runtime.config import Settings
 from runtime.counts import Counts
-from runtime.devices import lanes_of, onednn_from, pick_device, share_cores
+from runtime.devices import lanes_of, pick_device, share_cores
 from runtime.engine import Engine
 from runtime.generations import Generations
 from runtime.inheritance import Inheritance
 from runtime.inventory import Inventory
+from runtime.kernels import chosen_kernels
 from runtime.level import measured, watched
 from runtime.loading import Bringing, loading
 from runtime.local import LocalEngine
@@ -131,13 +132,14 @@ async def composed(
     store, inherited = store or Store.open(settings.store), inherited or Inheritance()
     device = pick_device(settings.device)
     share_cores(device, lanes_of(settings, device))
-    least = onednn_from(settings, device)
+    onednn_from = chosen_kernels(settings, device, inherited.onednn_from)
     ledger, costs = Ledger(0), Costs()
     async with contextlib.AsyncExitStack() as stack:
         bringing = await stack.enter_async_context(
             loading(
                 *(settings, store, device, ledger, costs),
-                *(_estate(inherited, device), least),
+                estate=_estate(inherited, device),
+                onednn_from=onednn_from,
             )
         )
         loader = bringing.loader
@@ -154,6 +156,7 @@ async def composed(
         )
         engine = _engine(settings, store, loader, cache, runs, observer)
         engine.inventory.measured = level.first.used
+        engine.inventory.onednn_from = onednn_from
         stack.push_async_callback(engine.drain)
         stack.callback(loader.stop_keeping)
         if settings.compile == "auto":
@@ -161,7 +164,7 @@ async def composed(
             from runtime.compiling import compiling
 
             await stack.enter_async_context(
-                compiling(settings, loader, cache, runs.lanes, engine, least)
+                compiling(settings, loader, cache, runs.lanes, engine, onednn_from)
             )
         await stack.enter_async_context(
             watched(settings, level, cache, engine.inventory, loader)

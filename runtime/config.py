@@ -209,10 +209,10 @@ class Settings(BaseSettings):
     kernels: Literal["auto", "torch"] = Field(
         "auto",
         title="MODE",
-        description="On a CPU. auto: large linear layers run in oneDNN where that is "
-        "measured at the start to be sooner than torch's own (MKL), as on AMD's; the "
-        "answers are those of torch but for rounding. torch: torch's own kernels only. "
-        "Default: auto.",
+        description="On a CPU: which library computes large linear layers. auto: a "
+        "short measurement at the start chooses between oneDNN and what torch would "
+        "use (MKL on x86); oneDNN is often faster on AMD processors, and results then "
+        "differ by rounding only. torch: always what torch would use. Default: auto.",
     )
     compile: Literal["off", "auto"] = Field(
         "off",

@@ -21,7 +21,8 @@ import structlog
 import torch
 
 from loader.across import across, stride_of
-from loader.graph import Forward, Graph
+from loader.generated import Forward
+from loader.graph import Graph
 from loader.load import Model
 from loader.manifest import ModelSpec
 from loader.threads import stand_back
@@ -88,7 +89,7 @@ class Cross:
         quiet = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]
         quiet(False)
         self._loop = asyncio.get_running_loop()
-        self._threads = ThreadPoolExecutor(1, "cross", _ready)
+        self._threads = ThreadPoolExecutor(1, "cross", _stand_ready)
 
     def may(self, model: Model, asked: Fitted, rows: int) -> bool:
         """False if it is known not to pay: then nobody need look for mates."""
@@ -154,7 +155,8 @@ class Cross:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
-def _ready() -> None:
+def _stand_ready() -> None:
+    """Behind whoever answers, and with a lane's share of the cores."""
     stand_back()
     keep_to_share()
 

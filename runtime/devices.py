@@ -6,17 +6,13 @@ Owns: these choices. Must not: measure (runtime/vram.py) or run anything
 
 import os
 
-import structlog
 import torch
 
-from loader.linear import measured
 from runtime.budget import default_reserve
 from runtime.config import Settings
 from runtime.loading import Unservable
 from runtime.vram import Reading
 from runtime.watch import Share
-
-log = structlog.get_logger()
 
 
 def share_of(settings: Settings, reading: Reading, device: torch.device) -> Share:
@@ -52,20 +48,6 @@ def share_cores(device: torch.device, lanes: int) -> None:
     call, and threads of several calls would fight for the same cores."""
     if device.type == "cpu":
         torch.set_num_threads(max(1, cores() // lanes))
-
-
-def onednn_from(settings: Settings, device: torch.device) -> int | None:
-    """Multiplications in a linear layer from which on oneDNN has it; None: never.
-    After `share_cores`: it is measured with as many threads as a call has."""
-    if device.type != "cpu" or settings.kernels == "torch":
-        return None
-    found = measured()
-    log.info(
-        "linear layers stay with torch's own" if found is None
-        else "large linear layers run in oneDNN",
-        multiplications=found,
-    )  # fmt: skip
-    return found
 
 
 def default_lanes(device: torch.device) -> int:

@@ -191,6 +191,8 @@ class Snapshot:
     """Who is one tier away; some of them, where there are very many."""
     compiled: Sequence[CompiledGraph] = field(default_factory=list)
     """Graphs that were compiled, or could not be."""
+    onednn_from: int = 0
+    """Multiplications from which a linear layer runs in oneDNN (--kernels); 0: none."""
 
 
 class Engine(Protocol):

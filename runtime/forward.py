@@ -18,7 +18,7 @@ import torch
 
 from loader.across import stacked
 from loader.errors import DeviceFull, DeviceLost
-from loader.graph import Forward
+from loader.generated import Forward
 from loader.load import Model
 from runtime.conformance import Fitted
 from runtime.contents import Part, joined, part_of, split, tensor_of

@@ -70,6 +70,8 @@ class Inventory(Generic[M]):
         self.compiled: Callable[[], Sequence[CompiledGraph]] = list
         self.note: Callable[[ModelSpec], str] = lambda spec: ""
         """What the compiler tells of graphs, and of a model's."""
+        self.onednn_from = 0
+        """Which linear layers run in oneDNN (runtime/kernels.py)."""
 
     def index(self, ready_only: bool = False) -> Sequence[IndexEntry]:
         """Models this server has met (never a listing of the whole store)."""
@@ -138,6 +140,7 @@ class Inventory(Generic[M]):
             relapses=cache.spiral.relapses,
             deferred=cache.spiral.deferred,
             compiled=self.compiled(),
+            onednn_from=self.onednn_from,
             residents=[
                 self._resident(life, now) for life in cache.residencies.values()
             ],

@@ -65,7 +65,7 @@ async def loading(
     ledger: Ledger,
     costs: Costs,
     estate: Estate | None = None,
-    onednn_from: int | None = None,
+    onednn_from: int = 0,
 ) -> AsyncIterator[Bringing]:
     """A loader whose arena has what the ledger has, and whose graphs have their layers
     in oneDNN from so much work on. Raises Unservable."""

@@ -67,6 +67,7 @@ class Metrics:
         """Every family, with `snapshot` for what is and the counts for what was."""
         about = {"device": snapshot.device, "policy": snapshot.policy}
         about["version"] = self._version
+        about["kernels"] = "onednn" if snapshot.onednn_from else "torch"
         yield InfoMetricFamily("hotset", "What runs here.", value=about)
         yield from self._requests()
         yield from self._work()

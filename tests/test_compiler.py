@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from loader.code_cache import CodeCache
-from loader.compile_job import Result, read_inputs, read_weights
+from loader.compile_job import Result, read_inputs, read_onednn_from, read_weights
 from loader.compiled import Term, Terms
 from loader.errors import StoreUnreachable
 from loader.graph import read_graph
@@ -92,6 +92,7 @@ class World:
             self._lease,
             after=1.0,
             lanes=2,
+            onednn_from=1 << 20,
             worker=self._work,
             opened=lambda path, weights, terms, at_once: self.code,
         )
@@ -121,6 +122,7 @@ class World:
         graph = read_graph((folder / "graph.json").read_bytes(), CPU)
         self.asked.append(graph.digest)
         self.seen = [read_inputs(folder), read_weights(folder, graph.weights), folder]
+        assert read_onednn_from(folder) == 1 << 20
         self.begun.set()
         try:
             await self.go.wait()

@@ -8,6 +8,7 @@ import pytest
 
 ALONE = """
 import asyncio, os, sys, torch
+from runtime.cross import Cross
 from runtime.lanes import Lanes
 
 def threads() -> int:
@@ -19,9 +20,14 @@ def forward() -> int:
     return threads() - before
 
 async def main() -> None:
-    lanes = Lanes(torch.device("cpu"), 2)
-    print(await lanes.start(forward))
-    lanes.close()
+    if sys.argv[2] == "lane":
+        lanes = Lanes(torch.device("cpu"), 2)
+        print(await lanes.start(forward))
+        lanes.close()
+    else:
+        cross = Cross()
+        print(cross._threads.submit(forward).result())
+        cross.close()
 
 torch.set_num_threads(int(sys.argv[1]))
 asyncio.run(main())
@@ -29,13 +35,15 @@ asyncio.run(main())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+@pytest.mark.parametrize("place", ["lane", "a trial of several models as one"])
 @pytest.mark.parametrize("share", [1, 3])
-def test_a_call_in_a_lane_has_the_threads_that_torch_was_told_of(share) -> None:
+def test_a_call_has_the_threads_that_torch_was_told_of(share, place) -> None:
     """In a process of its own that OMP_NUM_THREADS tells nothing, as users have it.
-    MKL makes its threads for the first product that is worth it."""
+    MKL makes its threads for the first product that is worth it: as many as there are
+    cores, if it is not told. (So where there are three, only one share shows it.)"""
     told = {name: value for name, value in os.environ.items() if "NUM_TH" not in name}
     ended = subprocess.run(
-        [sys.executable, "-c", ALONE, str(share)],
+        [sys.executable, "-c", ALONE, str(share), place],
         capture_output=True,
         text=True,
         check=True,

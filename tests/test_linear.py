@@ -2,32 +2,53 @@
 
 import json
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
+import structlog
 import torch
 
 from loader import linear
 from loader.across import across
+from loader.compile_job import read_onednn_from, write_job
 from loader.graph import Graph, read_graph
-from loader.linear import MOST, crossover, in_onednn, measured, rewritten
+from loader.graphs import GraphShelf
+from loader.linear import (
+    MOST,
+    Compared,
+    compared,
+    crossover,
+    onednn,
+    prefer_onednn,
+    rewritten,
+)
+from loader.manifest import FileRef
+from loader.store import Store
 from runtime.config import Settings
-from runtime.devices import onednn_from
+from runtime.kernels import chosen_kernels
 
 CPU = torch.device("cpu")
 DEEP, WIDE = 24, 40
-pytestmark = pytest.mark.skipif(linear._onednn() is None, reason="torch has no oneDNN")
+LAYER = ("linear", [WIDE, DEEP], [WIDE])
+TURNED = ("addmm", [DEEP, WIDE], [WIDE])
+needs_onednn = pytest.mark.skipif(onednn() is None, reason="this torch has no oneDNN")
 
 
-def graph_of(*layers: tuple[str, list, list], dtype: str = "float32") -> Graph:
-    """`layers`: the shape of a weight, of its bias, or what stands for either."""
+def text_of(*layers: tuple[str, list, list], dtype: str = "float32", **kwargs) -> bytes:
+    """`layers`: an op, the shape of its weight, and of its bias; one after the other.
+    `kwargs`: of every op; `bias_dtype`: of the biases."""
     weights, nodes, x = [], [], {"input": "x"}
+    bias_dtype = kwargs.pop("bias_dtype", dtype)
     for at, (op, shape, bias) in enumerate(layers):
         weights.append({"name": f"w{at}", "dtype": dtype, "shape": shape})
         args = [x, {"weight": f"w{at}"}]
         if bias:
-            weights.append({"name": f"b{at}", "dtype": dtype, "shape": bias})
-            args.append({"weight": f"b{at}"})
-        nodes.append({"name": f"n{at}", "op": f"aten.{op}.default", "args": args})
+            weights.append({"name": f"b{at}", "dtype": bias_dtype, "shape": bias})
+            args.insert(0 if op == "addmm" else 2, {"weight": f"b{at}"})
+        node = {"name": f"n{at}", "op": f"aten.{op}.default", "args": args}
+        nodes.append({**node, "kwargs": kwargs} if kwargs else node)
         x = {"node": f"n{at}"}
     document = {
         "format": 1,
@@ -36,10 +57,11 @@ def graph_of(*layers: tuple[str, list, list], dtype: str = "float32") -> Graph:
         "nodes": nodes,
         "outputs": [{"name": "y", "value": x}],
     }
-    return read_graph(json.dumps(document).encode(), CPU)
+    return json.dumps(document).encode()
 
 
-LAYER = ("linear", [WIDE, DEEP], [WIDE])
+def graph_of(*layers: tuple[str, list, list], dtype="float32", **kwargs) -> Graph:
+    return read_graph(text_of(*layers, dtype=dtype, **kwargs), CPU)
 
 
 def numbers(*shape: int) -> torch.Tensor:
@@ -50,83 +72,112 @@ def weights_of(graph: Graph) -> list[torch.Tensor]:
     return [numbers(*w.shape).to(w.dtype) / 8 for w in graph.weights]
 
 
-def rows_in_onednn(monkeypatch) -> list[torch.Size]:
-    """The sizes of what oneDNN is asked from now on."""
-    asked, real = [], linear._onednn()
+class OneDnn:
+    """The operator, or what stands for it; keeps the sizes that it was asked for."""
 
-    def seen(x, *rest):
-        asked.append(x.shape)
-        return real(x, *rest)
+    def __init__(self, answer: Callable[..., torch.Tensor] | None = None) -> None:
+        self.asked: list[torch.Size] = []
+        self._answer = answer or onednn()
 
-    monkeypatch.setattr(linear, "_onednn", lambda: seen)
-    return asked
+    def __call__(self, x, *rest):
+        self.asked.append(x.shape)
+        return self._answer(x, *rest)
 
 
-@pytest.mark.parametrize("bias", [[], [WIDE]])
+def test_the_torch_that_is_pinned_has_the_operator() -> None:
+    assert onednn() is not None
+
+
+ROWS = [
+    numbers(4, DEEP),
+    numbers(65, DEEP),
+    numbers(DEEP, 7).T,
+    numbers(5, 2 * DEEP)[:, ::2],
+    numbers(1, DEEP).expand(6, DEEP),
+]
+MORE = [
+    numbers(2, 3, DEEP),
+    numbers(2, 1, 5, DEEP),
+    numbers(3, 9, DEEP).transpose(0, 1),
+]
+
+
+@needs_onednn
 @pytest.mark.parametrize(
-    "x",
+    ("layer", "x"),
     [
-        numbers(4, DEEP),
-        numbers(65, DEEP),
-        numbers(2, 3, DEEP),
-        numbers(2, 1, 5, DEEP),
-        numbers(DEEP, 7).T,
-        numbers(5, 2 * DEEP)[:, ::2],
-        numbers(1, DEEP).expand(6, DEEP),
-        numbers(3, 9, DEEP).transpose(0, 1),
+        *[(LAYER, x) for x in (*ROWS, *MORE)],
+        *[(("linear", [WIDE, DEEP], []), x) for x in (*ROWS, *MORE)],
+        *[(TURNED, x) for x in ROWS],
     ],
-    ids=lambda x: f"{tuple(x.shape)} by {x.stride()}",
 )
-def test_a_layer_gives_what_torch_gives(monkeypatch, x, bias) -> None:
-    asked = rows_in_onednn(monkeypatch)
-    graph = graph_of(("linear", [WIDE, DEEP], bias))
-    sooner = rewritten(graph, 1)
+def test_a_layer_gives_what_torch_gives(layer, x) -> None:
+    graph, quicker = graph_of(layer), OneDnn()
+    sooner = rewritten(graph, 1, quicker)
     given = [*weights_of(graph), x]
     with torch.inference_mode():
         (wanted,), (got,) = graph.plain(*given), sooner(*given)
-    assert asked == [x.shape]
+    assert quicker.asked == [x.shape]
     torch.testing.assert_close(got, wanted)
     assert got.stride() == wanted.stride()
 
 
-def test_from_so_much_work_on(monkeypatch) -> None:
+@needs_onednn
+@pytest.mark.parametrize("layer", [LAYER, TURNED])
+def test_from_so_much_work_on(layer) -> None:
     """And never for fewer than four rows, which are bound by memory."""
-    asked = rows_in_onednn(monkeypatch)
-    graph = graph_of(LAYER)
+    graph, quicker = graph_of(layer), OneDnn()
     with torch.inference_mode():
         for least, rows in ((1, 4), (9 * DEEP * WIDE, 9), (9 * DEEP * WIDE + 1, 10)):
-            sooner = rewritten(graph, least)
+            sooner = rewritten(graph, least, quicker)
             for asking in (1, rows - 1, rows):
                 sooner(*weights_of(graph), numbers(asking, DEEP))
-    assert [shape[0] for shape in asked] == [4, 9, 10]
+    assert [shape[0] for shape in quicker.asked] == [4, 9, 10]
 
 
 @pytest.mark.parametrize(
-    "x", [numbers(30, DEEP + 1), numbers(30, DEEP).double(), numbers(DEEP * WIDE)]
-)
-def test_what_does_not_fit_is_refused_in_the_words_of_torch(x) -> None:
-    graph = graph_of(LAYER)
-    sooner = rewritten(graph, 1)
-    for forward in (graph.plain, sooner):
-        with pytest.raises(RuntimeError) as told:
-            forward(*weights_of(graph), x)
-        if forward is graph.plain:
-            words = str(told.value)
-    assert str(told.value) == words
-
-
-@pytest.mark.parametrize(
-    ("layers", "dtype"),
+    ("layer", "x"),
     [
-        ([("linear", [WIDE, DEEP], [1])], "float32"),
-        ([("linear", [DEEP], [])], "float32"),
-        ([("linear", [0, DEEP], [])], "float32"),
-        ([LAYER], "bfloat16"),
-        ([("matmul", [DEEP, WIDE], [])], "float32"),
+        (LAYER, numbers(30, DEEP + 1)),
+        (LAYER, numbers(30, DEEP).double()),
+        (LAYER, numbers(DEEP * WIDE)),
+        (TURNED, numbers(30, DEEP + 1)),
+        (TURNED, numbers(5, 6, DEEP)),
+        (TURNED, numbers(30, DEEP).double()),
     ],
 )
-def test_other_layers_stay_as_they_are(layers, dtype) -> None:
-    assert rewritten(graph_of(*layers, dtype=dtype), 1) is None
+def test_what_does_not_fit_is_refused_in_the_words_of_torch(layer, x) -> None:
+    graph, quicker = graph_of(layer), OneDnn()
+    words = []
+    for forward in (graph.plain, rewritten(graph, 1, quicker)):
+        with pytest.raises(RuntimeError) as told:
+            forward(*weights_of(graph), x)
+        words.append(str(told.value))
+    assert words[0] == words[1]
+    assert quicker.asked == []
+
+
+@pytest.mark.parametrize(
+    ("layers", "changed"),
+    [
+        ([("linear", [WIDE, DEEP], [1])], {}),
+        ([("addmm", [DEEP, WIDE], [1])], {}),
+        ([("linear", [DEEP], [])], {}),
+        ([("linear", [0, DEEP], [])], {}),
+        ([LAYER], {"dtype": "bfloat16"}),
+        ([LAYER], {"bias_dtype": "float64"}),
+        ([TURNED], {"beta": 2}),
+        ([("matmul", [DEEP, WIDE], [])], {}),
+    ],
+)
+def test_other_layers_stay_as_they_are(layers, changed) -> None:
+    assert rewritten(graph_of(*layers, **changed), 1, OneDnn()) is None
+
+
+def test_a_layer_that_only_a_crowd_of_rows_makes_large_stays_as_it_is() -> None:
+    graph = graph_of(("linear", [8, 8], []))
+    assert rewritten(graph, 4096 * 64, OneDnn()) is not None
+    assert rewritten(graph, 4096 * 64 + 1, OneDnn()) is None
 
 
 def test_what_an_op_made_is_no_weight() -> None:
@@ -145,83 +196,162 @@ def test_what_an_op_made_is_no_weight() -> None:
         ],
         "outputs": [{"name": "y", "value": {"node": "n"}}],
     }
-    assert rewritten(read_graph(json.dumps(document).encode(), CPU), 1) is None
+    graph = read_graph(json.dumps(document).encode(), CPU)
+    assert rewritten(graph, 1, OneDnn()) is None
 
 
-def test_the_graph_itself_stays_as_it_is() -> None:
-    """What compiles it, and what runs several models as one, reads torch's own ops."""
+@needs_onednn
+def test_each_layer_has_its_own_sizes() -> None:
+    graph = graph_of(LAYER, ("linear", [8, WIDE], []), ("addmm", [8, 6], [6]))
+    given = [*weights_of(graph), numbers(16, DEEP)]
+    quicker = OneDnn()
+    with torch.inference_mode():
+        got = rewritten(graph, 1, quicker)(*given)
+        torch.testing.assert_close(got, graph.plain(*given))
+    assert [shape[1] for shape in quicker.asked] == [DEEP, WIDE, 8]
+
+
+@needs_onednn
+@pytest.mark.parametrize("rank", [2, 3])
+def test_several_models_of_the_graph_are_still_one_call(rank) -> None:
+    """A chain of `baddbmm`, or torch.func.vmap, of torch's own ops: vmap has no rule
+    for oneDNN's, and would go model by model."""
     graph = graph_of(LAYER, ("linear", [8, WIDE], [8]))
-    before = graph.plain
-    graph.eager = graph.forward = rewritten(graph, 1)
-    assert graph.plain is before
-    assert "baddbmm" in across(graph, [2]).__code__.co_names
-    weights, x = weights_of(graph), numbers(5, 9, DEEP)
+    prefer_onednn(graph, 1)
+    assert graph.forward is graph.eager is not graph.plain
+    weights, x = weights_of(graph), numbers(5, *[3] * (rank - 2), 9, DEEP)
     stacks = [torch.stack([w * at for at in range(1, 6)]) for w in weights]
     with torch.inference_mode():
-        (shared,) = across(graph, [2])(*stacks, x)
+        shared = across(graph, [rank])
+        (together,) = shared(*stacks, x)
         for at in range(5):
             (alone,) = graph(*[stack[at] for stack in stacks], x[at])
-            torch.testing.assert_close(shared[at], alone)
+            torch.testing.assert_close(together[at], alone)
+    assert ("baddbmm" in shared.__code__.co_names) is (rank == 2)
 
 
-@pytest.mark.parametrize(
-    ("small", "large", "least"),
-    [
-        ((3.0e-6, 13e-6), (390e-6, 205e-6), 1 << 20),  # an EPYC of 2024
-        ((3.0e-6, 13e-6), (200e-6, 195e-6), None),  # an Intel: no sooner
-        ((3.0e-6, 13e-6), (200e-6, 400e-6), None),
-        ((3.0e-6, 3.0e-6), (390e-6, 205e-6), 1 << 18),  # nothing dearer to begin with
-        ((3.0e-6, 1.0e-4), (390e-6, 300e-6), 1 << 24),
-        ((3.0e-6, 1.0e-2), (390e-6, 300e-6), None),  # sooner, for sizes that none has
-    ],
-)
-def test_where_it_begins_to_pay(small, large, least) -> None:
-    assert crossover(small, large) == least
-
-
-def test_it_is_measured_here() -> None:
-    found = measured()
-    assert found is None or (1 << 18 <= found <= MOST and found & (found - 1) == 0)
-
-
-def test_a_torch_without_the_operator_goes_on(monkeypatch) -> None:
-    monkeypatch.setattr(linear, "_onednn", lambda: None)
-    assert measured() is None
-
-
-def test_an_operator_that_fails_is_not_used(monkeypatch) -> None:
-    def fails(*args: object) -> torch.Tensor:
-        raise RuntimeError("built without it")
-
-    monkeypatch.setattr(linear, "_onednn", lambda: fails)
-    assert measured() is None
-
-
-def test_what_onednn_has_no_way_to_do_torch_does(monkeypatch) -> None:
+def test_what_onednn_will_not_do_torch_does_from_then_on() -> None:
     def fails(*args: object) -> torch.Tensor:
         raise RuntimeError("could not create a primitive")
 
-    monkeypatch.setattr(linear, "_onednn", lambda: fails)
-    graph = graph_of(LAYER)
+    graph, quicker = graph_of(LAYER, ("linear", [8, WIDE], [8])), OneDnn(fails)
+    sooner = rewritten(graph, 1, quicker)
     given = [*weights_of(graph), numbers(16, DEEP)]
-    with torch.inference_mode():
-        assert torch.equal(rewritten(graph, 1)(*given)[0], graph.plain(*given)[0])
+    with torch.inference_mode(), structlog.testing.capture_logs() as told:
+        for _ in range(3):
+            assert torch.equal(sooner(*given)[0], graph.plain(*given)[0])
+    assert len(quicker.asked) == 2  # each layer once
+    assert [line["event"] for line in told] == ["a linear layer leaves oneDNN"] * 2
 
 
-def test_who_wants_torch_s_own_kernels_has_them(monkeypatch) -> None:
-    monkeypatch.setattr("runtime.devices.measured", lambda: 1 << 20)
+@needs_onednn
+def test_many_threads_at_once_with_ever_new_numbers_of_rows() -> None:
+    graph = graph_of(LAYER, ("linear", [8, WIDE], [8]))
+    sooner = rewritten(graph, 1, onednn())
+    weights = weights_of(graph)
+
+    def one(rows: int) -> bool:
+        with torch.inference_mode():
+            x = numbers(rows, DEEP)
+            return torch.allclose(
+                sooner(*weights, x)[0], graph.plain(*weights, x)[0], atol=1e-5
+            )
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(one, [4 + n % 97 for n in range(400)]))
+
+
+# -- the choice ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "found"),
+    [
+        ((3.0e-6, 13e-6), (390e-6, 205e-6), 1 << 20),  # an EPYC of 2024
+        ((3.0e-6, 13e-6), (200e-6, 168e-6), 0),  # 1.19 times
+        ((3.0e-6, 13e-6), (200e-6, 165e-6), 1 << 22),  # 1.21 times
+        ((3.0e-6, 13e-6), (200e-6, 400e-6), 0),
+        ((3.0e-6, 3.0e-6), (390e-6, 205e-6), 1 << 18),  # nothing dearer to begin with
+        ((13e-6, 3.0e-6), (390e-6, 205e-6), 1 << 18),
+        ((3.0e-6, 3.9e-4), (390e-6, 300e-6), 1 << 26),
+        ((3.0e-6, 1.0e-3), (390e-6, 300e-6), 0),  # quicker only where none is
+    ],
+)
+def test_where_it_begins_to_pay(small, large, found) -> None:
+    told = crossover(small, large)
+    assert told.onednn_from == found
+    assert bool(told.reason) is not bool(found)
+    assert told.speedup == large[0] / large[1]
+
+
+@pytest.mark.parametrize(("seconds", "found"), [(0.5, True), (1.0, False), (2.0, False)])
+def test_the_quicker_one_is_chosen(monkeypatch, seconds, found) -> None:
+    """With a clock that each call moves by what it is said to take."""
+    now = [0.0]
+
+    def takes(share: float):
+        def layer(x, weight, *_):
+            now[0] += 1e-6 + share * x.numel() * weight.shape[0] * 1e-11
+            return x
+
+        return layer
+
+    monkeypatch.setattr(linear, "_linear", takes(1.0))
+    told = compared(takes(seconds), lambda: now[0])
+    assert bool(told.onednn_from) is found
+    assert told.speedup == pytest.approx(1 / seconds, rel=0.1)
+
+
+def test_it_is_measured_here() -> None:
+    found = compared(onednn())
+    assert found.onednn_from in (0, *(1 << power for power in range(18, 27, 2)))
+    assert found.onednn_from <= MOST
+    assert bool(found.reason) is not bool(found.onednn_from)
+
+
+def test_a_torch_without_it_goes_on() -> None:
+    def fails(*args: object) -> torch.Tensor:
+        raise RuntimeError("built without it")
+
+    for quicker in (None, fails):
+        found = compared(quicker)
+        assert found.onednn_from == 0
+        assert "oneDNN" in found.reason
+
+
+def test_the_settings_and_an_earlier_engine_have_their_say(monkeypatch) -> None:
     settings = Settings(store="memory://")
-    assert onednn_from(settings, CPU) == 1 << 20
-    assert onednn_from(settings, torch.device("cuda:0")) is None
-    own = Settings(store="memory://", kernels="torch")
-    assert onednn_from(own, CPU) is None
+    monkeypatch.setattr(
+        "runtime.kernels.compared", lambda quicker: Compared(1 << 20, 1.9)
+    )
+    assert chosen_kernels(settings, CPU) == 1 << 20
+    assert chosen_kernels(settings, torch.device("cuda:0")) == 0
+    assert chosen_kernels(Settings(store="memory://", kernels="torch"), CPU) == 0
+    for inherited in (0, 1 << 22):
+        assert chosen_kernels(settings, CPU, inherited) == inherited
 
 
-def test_one_layer_for_each_place() -> None:
-    """Each has sizes of its own, though all have one name."""
-    graph = graph_of(LAYER, ("linear", [8, WIDE], []), ("linear", [8, 8], [8]))
-    sooner = rewritten(graph, 1)
-    given = [*weights_of(graph), numbers(16, DEEP)]
-    with torch.inference_mode():
-        torch.testing.assert_close(sooner(*given), graph.plain(*given))
-    assert in_onednn(8, 4) is not in_onednn(8, 4)
+# -- where it is acted on ------------------------------------------------------------
+
+
+@needs_onednn
+@pytest.mark.parametrize("onednn_from", [0, 1])
+async def test_a_shelf_gives_graphs_that_run_so(onednn_from) -> None:
+    text, store = text_of(LAYER), Store.open("memory://")
+    await store.put("m/1/graph.json", text)
+    digest = read_graph(text, CPU).digest
+    spec = SimpleNamespace(
+        directory="m/1", graph=FileRef("graph.json", len(text), digest)
+    )
+    with ThreadPoolExecutor(1) as threads:
+        shelf = GraphShelf(store, CPU, threads, onednn_from=onednn_from)
+        graph = await shelf.get(spec)
+        await shelf.aclose()
+    assert graph.forward is graph.eager
+    assert (graph.eager is graph.plain) is not bool(onednn_from)
+
+
+@pytest.mark.parametrize("onednn_from", [0, 1 << 20])
+def test_a_compile_job_says_what_it_must_be_quicker_than(tmp_path, onednn_from) -> None:
+    write_job(tmp_path, text_of(LAYER), (), [], onednn_from)
+    assert read_onednn_from(tmp_path) == onednn_from

@@ -147,8 +147,8 @@ def test_the_snapshot_is_published(counts):
     assert got["hotset_residents", ("state", "READY")] == 1
     assert got["hotset_residents", ("state", "LOADING")] == 1
     assert got["hotset_residents", ("state", "UNLOADING")] == 0
-    info = ("device", "cuda:0"), ("policy", "gdsf"), ("version", "1.2.3")
-    assert got["hotset_info", *info] == 1
+    info = ("device", "cuda:0"), ("kernels", "torch"), ("policy", "gdsf")
+    assert got["hotset_info", *info, ("version", "1.2.3")] == 1
     assert any(key[0] == "process_resident_memory_bytes" for key in got)
 
 

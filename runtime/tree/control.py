@@ -21,6 +21,7 @@ class Begin(msgspec.Struct, tag=True):
     values: dict[str, object]
     folder: str = ""
     residents: list[tuple[str, str]] | None = None
+    onednn_from: int | None = None
     restarts: dict[str, int] = {}
 
 

@@ -48,7 +48,9 @@ async def run(
         counts,
         lambda: leave(compose.DEVICE_LOST),
         store,
-        Inheritance(begin.residents, (fds[0], fds[1]) if fds else None),
+        Inheritance(
+            begin.residents, (fds[0], fds[1]) if fds else None, begin.onednn_from
+        ),
     ) as engine:
         meeting = _Meeting(engine, metrics)
         member.on_meet = meeting.meet
@@ -57,6 +59,7 @@ async def run(
             "device": snapshot.device,
             "capacity": snapshot.capacity,
             "policy": snapshot.policy,
+            "onednn_from": snapshot.onednn_from,
         }
         member.say(Up(about))
         async with _pulse(member, engine, store, settings.predict_timeout):

@@ -145,7 +145,14 @@ class Supervisor:
             engine = self._engine = self._next or self._child("engine")
             self._next = None
             residents = self._residents if self._lives.trusting else None
-            begin = Begin(self._values, "", residents, dict(self._lives.ends))
+            # The next one's answers are the first one's, to the last bit.
+            kernels = self._about.get("onednn_from")
+            begin = Begin(
+                self._values,
+                residents=residents,
+                onednn_from=None if kernels is None else int(kernels),
+                restarts=dict(self._lives.ends),
+            )
             engine.say(begin, self._estate)
             code = await engine.ended
             self._engine = None
