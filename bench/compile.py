@@ -38,7 +38,8 @@ from loader.compile_job import job_inputs, write_job
 from loader.compiled import Compiled, Library
 from loader.generated import Forward
 from loader.graph import Graph, read_graph
-from loader.linear import compared, onednn, prefer_onednn
+from loader.linear import prefer_onednn
+from loader.onednn import OneDnn, compared, operator
 from loader.weights import unpack
 from runtime.compile_process import compiled_apart, job_folder
 from runtime.datatypes import TORCH
@@ -99,7 +100,9 @@ class Bench:
         # A second --quick finds what the first had compiled.
         kept = venvs.home() / "compiled" if options.quick else folder / "code"
         self._cache = CodeCache(kept)
-        self._onednn_from = compared(onednn()).onednn_from
+        layer = operator()
+        self._onednn_from = found = compared(layer).onednn_from
+        self._onednn = OneDnn(found, layer) if found and layer else None
         self._progress = progress
         self.found: dict[str, Found] = {}
 
@@ -141,7 +144,7 @@ class Bench:
     def _read(self, family: Family) -> tuple[Graph, tuple[torch.Tensor, ...]]:
         there = self._there(family)
         graph = read_graph((there / "graph.json").read_bytes(), torch.device("cpu"))
-        prefer_onednn(graph, self._onednn_from)
+        prefer_onednn(graph, self._onednn)
         data = (there / "model.safetensors").read_bytes()
         return graph, unpack(data, graph.weights)
 

@@ -38,6 +38,7 @@ from loader.compiled import Compiled, Library
 from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
 from loader.linear import prefer_onednn
+from loader.onednn import OneDnn, operator
 
 FORMAT = 1
 """Of what we make of a graph; another number, another key."""
@@ -91,7 +92,9 @@ def work(folder: Path, cache: CodeCache) -> Result:
     """Compile unless it was, try, keep."""
     inputs = read_inputs(folder)
     graph = read_graph((folder / GRAPH).read_bytes(), torch.device("cpu"))
-    prefer_onednn(graph, read_onednn_from(folder))
+    onednn_from, layer = read_onednn_from(folder), operator()
+    if onednn_from and layer is not None:
+        prefer_onednn(graph, OneDnn(onednn_from, layer))
     weights = read_weights(folder, graph.weights)
     key = key_of(graph, inputs)
     entry = cache.find(key)

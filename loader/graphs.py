@@ -14,6 +14,7 @@ from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
 from loader.linear import prefer_onednn
 from loader.manifest import ModelSpec
+from loader.onednn import OneDnn
 from loader.spool import Spool
 from loader.store import Missing, Store
 from loader.threads import to_its_end
@@ -22,7 +23,7 @@ from loader.threads import to_its_end
 class GraphShelf:
     """At most `capacity` graphs that no resident model uses; those in use live on.
 
-    `onednn_from`: multiplications from which a linear layer runs in oneDNN; 0: none.
+    `onednn`: where their large linear layers run, if not as torch has them.
     """
 
     def __init__(
@@ -32,13 +33,13 @@ class GraphShelf:
         executor: Executor,
         capacity: int = 256,
         spool: Spool | None = None,
-        onednn_from: int = 0,
+        onednn: OneDnn | None = None,
     ) -> None:
         self._store = store
         self._device = device
         self._executor = executor
         self._spool = spool
-        self._onednn_from = onednn_from
+        self._onednn = onednn
         self._read: LRUCache[str, Graph] = LRUCache(capacity)
         self._coming: dict[str, asyncio.Task[Graph]] = {}
 
@@ -65,7 +66,7 @@ class GraphShelf:
         return await to_its_end(self._executor, self._made, data)
 
     def _made(self, data: bytes) -> Graph:
-        return prefer_onednn(read_graph(data, self._device), self._onednn_from)
+        return prefer_onednn(read_graph(data, self._device), self._onednn)
 
     async def text(self, spec: ModelSpec) -> bytes:
         """The graph's file, its digest checked; it is not kept in memory. Raises

@@ -1,25 +1,11 @@
-"""Linear layers on a CPU, in whichever of torch's two libraries is quicker at them.
+"""A graph whose large linear layers run in oneDNN (loader/onednn.py).
 
-    compared         which is, on this processor: measured
-    prefer_onednn    a graph whose large layers go there
-
-Owns: the measurement, and the layers that act on it. Must not: change what a layer
-computes, but for the order in which it adds up.
-
-torch hands float32 matrices to MKL, which on an EPYC (Zen 5) did half of what it can:
-32 rows by 384 x 1536 took 395 us, and 212 in oneDNN, which torch has in it for
-convolutions and narrow types. oneDNN costs about 10 us a call, and 0.5 ms the first
-time that it meets a number of rows: it writes machine code for each. So only large
-layers go there (docs/decisions/0026-kernels-of-linear-layers.md).
-
-`onednn_from`, here and wherever it is handed on: multiplications from which a layer
-runs in oneDNN; 0: none does.
+Owns: which layers these may be, and that everything else is torch's, errors included.
+Must not: measure, or touch a graph's own nodes: they are what is compiled, and what
+runs several models as one call.
 """
 
-import math
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import cast
 
 import structlog
@@ -28,139 +14,51 @@ from torch import fx
 
 from loader.generated import Forward, generate, nodes_of
 from loader.graph import Graph, WeightSpec
+from loader.onednn import LEAST_ROWS, Layer, OneDnn, torch_linear
 
 log = structlog.get_logger()
-
-Layer = Callable[..., torch.Tensor]
-Clock = Callable[[], float]
-
-LEAST_ROWS = 4
-"""One row is bound by memory, and for two or three MKL reads the weights no more often
-than oneDNN."""
 
 MOST_ROWS = 4096
 """A layer so small that only more rows would make it large: hardly a request has them,
 and it is called as torch has it."""
 
-PAYS = 1.2
-"""How much quicker oneDNN must be at a large layer. Below it the noise decides."""
+NARROW = 16
+"""Outputs, or numbers a row, below which oneDNN is slower however many rows there are:
+1024 rows by 1024 x 2 took 244 us, and 132 in MKL."""
 
-MARGIN = 1.2
-"""How much more must be saved than the dearer call costs."""
-
-FEWEST, MOST = 1 << 18, 1 << 26
-"""The threshold lies between them: below are layers that nobody measured, and beyond
-hardly any of a small model's."""
-
-WARM_UPS = 3
-ROUNDS = 12
-_SMALL, _LARGE = (8, 64, 64), (32, 768, 768)
-
-_linear = torch._C._nn.linear
 _addmm = cast(Layer, torch._C._VariableFunctions.addmm)
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """`speedup`: MKL's time by oneDNN's at a large layer. `reason`: why none goes
-    there; empty if they do."""
-
-    onednn_from: int
-    speedup: float = 1.0
-    reason: str = ""
-
-
-def onednn() -> Layer | None:
-    """Its operator, which torch's own compiler uses; None if this torch lacks it."""
-    found = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
-    return None if found is None else cast(Layer, found.default)
-
-
-def compared(quicker: Layer | None, clock: Clock = time.perf_counter) -> Compared:
-    """Where `quicker`, oneDNN's operator, is. Takes 15 ms; with as many threads a call
-    as torch has just now."""
-    if quicker is None:
-        return Compared(0, reason="this torch has no oneDNN operator")
-    with torch.inference_mode():
-        try:
-            small = _quickest(quicker, clock, *_SMALL)
-            large = _quickest(quicker, clock, *_LARGE)
-        except RuntimeError:
-            return Compared(0, reason="this torch was built without oneDNN")
-    return crossover(small, large)
-
-
-def crossover(small: tuple[float, float], large: tuple[float, float]) -> Compared:
-    """Where a layer begins to gain, of the seconds that a small one and a large one
-    take in (MKL, oneDNN): a call costs so much more, each multiplication so much less.
-    """
-    speedup = large[0] / large[1]
-    if speedup < PAYS:
-        return Compared(0, speedup, "not quicker here")
-    saved = (large[0] - large[1]) / math.prod(_LARGE)
-    pays = MARGIN * (small[1] - small[0]) / saved
-    # To the nearest power of four: servers of one kind of machine choose alike, mostly.
-    found = 1 << 2 * round(math.log2(max(pays, FEWEST)) / 2)
-    if found > MOST:
-        return Compared(0, speedup, "quicker only at layers that are hardly met")
-    return Compared(found, speedup)
-
-
-def _quickest(
-    quicker: Layer, clock: Clock, rows: int, deep: int, wide: int
-) -> tuple[float, float]:
-    """The least seconds of a layer in MKL and in oneDNN, in turns."""
-    x, weight = torch.full((rows, deep), 0.5), torch.full((wide, deep), 0.5)
-    bias, found = torch.full((wide,), 0.5), [math.inf, math.inf]
-    for number in range(WARM_UPS + ROUNDS):
-        for index in range(2):
-            began = clock()
-            if index:
-                quicker(x, weight, bias, "none", [], "")
-            else:
-                _linear(x, weight, bias)
-            if number >= WARM_UPS:
-                found[index] = min(found[index], clock() - began)
-    return found[0], found[1]
-
-
-def prefer_onednn(graph: Graph, onednn_from: int) -> Graph:
+def prefer_onednn(graph: Graph, onednn: OneDnn | None) -> Graph:
     """The graph, which runs its large layers there. Before its first call."""
-    quicker = onednn()
-    if onednn_from and quicker is not None:
-        sooner = rewritten(graph, onednn_from, quicker)
-        graph.eager = graph.forward = sooner or graph.plain
+    if onednn is not None:
+        graph.eager = graph.forward = rewritten(graph, onednn) or graph.plain
     return graph
 
 
-def rewritten(graph: Graph, onednn_from: int, quicker: Layer) -> Forward | None:
+def rewritten(graph: Graph, onednn: OneDnn) -> Forward | None:
     """Its forward, with what may become a large layer in oneDNN; None if none may."""
     nodes = nodes_of(graph.plain)
+    # A graph's weights are its first placeholders.
+    weights = dict(zip(nodes.nodes, graph.weights, strict=False))
+    layers = {node: _layer(node, weights, onednn) for node in nodes.nodes}
+    if not any(layers.values()):
+        return None
     made, places = fx.Graph(), dict[fx.Node, fx.Node]()
     made.output(made.graph_copy(nodes, places))
-    # A graph's weights are its first placeholders.
-    weights = {
-        places[node]: spec
-        for node, spec in zip(nodes.nodes, graph.weights, strict=False)
-    }
-    found = False
-    for node in made.nodes:
-        layer = _layer(node, weights, onednn_from, quicker)
+    for node, layer in layers.items():
         if layer is not None:
-            node.target, found = layer, True
-    return generate(made) if found else None
+            places[node].target = layer
+    return generate(made)
 
 
 def _layer(
-    node: fx.Node,
-    weights: Mapping[fx.Node, WeightSpec],
-    onednn_from: int,
-    quicker: Layer,
+    node: fx.Node, weights: Mapping[fx.Node, WeightSpec], onednn: OneDnn
 ) -> Layer | None:
     """What to call in place of this node; None to leave it."""
     if node.op != "call_function" or node.kwargs:
         return None
-    if node.target is _linear:
+    if node.target is torch_linear:
         _, weight, *rest = node.args
         bias = rest[0] if rest else None
     elif node.target is _addmm:
@@ -173,23 +71,24 @@ def _layer(
     turned = node.target is _addmm
     wide, deep = reversed(spec.shape) if turned else spec.shape
     known = bias is None or _fits(weights.get(cast(fx.Node, bias)), wide)
-    if not known or not wide * deep:
+    if not known or min(wide, deep) < NARROW:
         return None
-    rows = max(LEAST_ROWS, -(-onednn_from // (wide * deep)))
+    rows = max(LEAST_ROWS, -(-onednn.onednn_from // (wide * deep)))
     if rows > MOST_ROWS:
         return None
-    return (_addmm_layer if turned else _linear_layer)(deep, rows, quicker)
+    return (_turned if turned else _plain)(deep, rows, onednn)
 
 
 def _fits(bias: WeightSpec | None, wide: int) -> bool:
     return bias is not None and bias.dtype is torch.float32 and bias.shape == (wide,)
 
 
-def _linear_layer(deep: int, rows: int, quicker: Layer) -> Layer:
+def _plain(deep: int, rows: int, onednn: OneDnn) -> Layer:
     """`linear` of inputs whose rows have `deep` numbers: in oneDNN for so many rows.
 
-    Its operator is not a documented one: what does not fit is never handed to it, so
-    that torch says what is wrong.
+    What does not fit is never handed to it, so that torch says what is wrong. That
+    weight and bias fit is known: they are the graph's own, and contiguous, for a header
+    says no strides.
     """
     fewest, trusted = rows * deep, True
 
@@ -203,21 +102,21 @@ def _linear_layer(deep: int, rows: int, quicker: Layer) -> Layer:
             or x.shape[-1] != deep
             or not trusted
         ):
-            return _linear(x, weight, bias)
+            return torch_linear(x, weight, bias)
         try:
-            return quicker(x, weight, bias, "none", [], "")
+            given = onednn.linear(x, weight, bias)
         except RuntimeError as error:
-            answer = _linear(x, weight, bias)  # fails too: the request was wrong
-            trusted = _distrusted(error)
-            return answer
+            given = torch_linear(x, weight, bias)  # fails too: the request was wrong
+            log.warning("a linear layer leaves oneDNN", reason=type(error).__name__)
+            trusted = False
+        return torch_linear(x, weight, bias) if given is None else given
 
     return linear
 
 
-def _addmm_layer(deep: int, rows: int, quicker: Layer) -> Layer:
+def _turned(deep: int, rows: int, onednn: OneDnn) -> Layer:
     """The same for `addmm`, whose weight lies the other way round."""
-    linear = _linear_layer(deep, rows, quicker)
-    fewest = rows * deep
+    linear, fewest = _plain(deep, rows, onednn), rows * deep
 
     def addmm(
         bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor
@@ -227,8 +126,3 @@ def _addmm_layer(deep: int, rows: int, quicker: Layer) -> Layer:
         return linear(x, weight.t(), bias)
 
     return addmm
-
-
-def _distrusted(error: RuntimeError) -> bool:
-    log.warning("a linear layer leaves oneDNN", reason=type(error).__name__)
-    return False

@@ -33,7 +33,6 @@ async def compiling(
     cache: ModelCache[Model],
     lanes: Lanes,
     engine: LocalEngine,
-    onednn_from: int,
 ) -> AsyncIterator[None]:
     """`engine` has a compiler for as long as the block. Raises Unservable."""
     if lanes.device.type != "cpu":
@@ -59,7 +58,7 @@ async def compiling(
             cache.lease,
             settings.compile_after,
             lanes.count + 1,  # a lane each, and the event loop
-            onednn_from,
+            engine.inventory.onednn_from,
         )
         engine.inventory.compiled = compiler.status
         engine.inventory.note = compiler.note

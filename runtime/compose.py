@@ -132,14 +132,14 @@ async def composed(
     store, inherited = store or Store.open(settings.store), inherited or Inheritance()
     device = pick_device(settings.device)
     share_cores(device, lanes_of(settings, device))
-    onednn_from = chosen_kernels(settings, device, inherited.onednn_from)
+    onednn = chosen_kernels(settings, device, inherited.onednn_from)
     ledger, costs = Ledger(0), Costs()
     async with contextlib.AsyncExitStack() as stack:
         bringing = await stack.enter_async_context(
             loading(
                 *(settings, store, device, ledger, costs),
                 estate=_estate(inherited, device),
-                onednn_from=onednn_from,
+                onednn=onednn,
             )
         )
         loader = bringing.loader
@@ -156,7 +156,7 @@ async def composed(
         )
         engine = _engine(settings, store, loader, cache, runs, observer)
         engine.inventory.measured = level.first.used
-        engine.inventory.onednn_from = onednn_from
+        engine.inventory.onednn_from = onednn.onednn_from if onednn else 0
         stack.push_async_callback(engine.drain)
         stack.callback(loader.stop_keeping)
         if settings.compile == "auto":
@@ -164,7 +164,7 @@ async def composed(
             from runtime.compiling import compiling
 
             await stack.enter_async_context(
-                compiling(settings, loader, cache, runs.lanes, engine, onednn_from)
+                compiling(settings, loader, cache, runs.lanes, engine)
             )
         await stack.enter_async_context(
             watched(settings, level, cache, engine.inventory, loader)

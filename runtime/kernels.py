@@ -1,13 +1,13 @@
 """Which library large linear layers run in, as the settings and a measurement say.
 
-Owns: that it is asked once, when the cores are shared out, and what is said of it. Must
-not: rewrite a graph (loader/linear.py).
+Owns: that it is asked once, and what is said of it. Must not: rewrite a graph
+(loader/linear.py).
 """
 
 import structlog
 import torch
 
-from loader.linear import compared, onednn
+from loader.onednn import OneDnn, compared, operator
 from runtime.config import Settings
 
 log = structlog.get_logger()
@@ -15,18 +15,23 @@ log = structlog.get_logger()
 
 def chosen_kernels(
     settings: Settings, device: torch.device, inherited: int | None = None
-) -> int:
-    """`onednn_from` (loader/linear.py). `inherited`: what an engine before this one
-    found; its answers and ours are then the same to the last bit."""
-    if device.type != "cpu" or settings.kernels == "torch":
-        return 0
-    if inherited is not None:
-        return inherited
-    found = compared(onednn())
+) -> OneDnn | None:
+    """oneDNN, if layers shall run there. `inherited`: from where on they did in an
+    engine before this one, so that its answers and ours are the same to the last bit.
+    """
+    layer = operator()
+    if device.type != "cpu" or settings.kernels == "torch" or layer is None:
+        return None
+    onednn_from = _measured() if inherited is None else inherited
+    return OneDnn(onednn_from, layer) if onednn_from else None
+
+
+def _measured() -> int:
+    found = compared(operator())
     speedup = round(found.speedup, 2)
     if found.reason:
         log.info(
-            "linear layers run in torch's own way", reason=found.reason, speedup=speedup
+            "linear layers run as torch has them", reason=found.reason, speedup=speedup
         )
     else:
         log.info(

@@ -25,6 +25,7 @@ from loader.graphs import GraphShelf
 from loader.host import HostTier
 from loader.load import Loader
 from loader.memory import DeviceMemory, memory_on
+from loader.onednn import OneDnn
 from loader.pinned import pool_for
 from loader.placing import Placings
 from loader.pool import Pool
@@ -65,10 +66,10 @@ async def loading(
     ledger: Ledger,
     costs: Costs,
     estate: Estate | None = None,
-    onednn_from: int = 0,
+    onednn: OneDnn | None = None,
 ) -> AsyncIterator[Bringing]:
-    """A loader whose arena has what the ledger has, and whose graphs have their layers
-    in oneDNN from so much work on. Raises Unservable."""
+    """A loader whose arena has what the ledger has, and whose graphs have their large
+    layers in oneDNN, if it is given. Raises Unservable."""
     turns = Turns()
     count = max(settings.concurrent_loads, THREADS)
     threads = ThreadPoolExecutor(count, "loader", stand_back)
@@ -91,9 +92,7 @@ async def loading(
             spool = Spool(Path(settings.disk_cache), settings.disk_cache_size)
             stack.push_async_callback(asyncio.to_thread, spool.close)
         stack.callback(threads.shutdown)
-        shelf = GraphShelf(
-            store, device, threads, settings.max_graphs, spool, onednn_from
-        )
+        shelf = GraphShelf(store, device, threads, settings.max_graphs, spool, onednn)
         stack.push_async_callback(shelf.aclose)
         below, carrier = await stack.enter_async_context(
             _hands(settings, store, device, crew, pool, spool, apart)

@@ -10,30 +10,20 @@ import pytest
 import structlog
 import torch
 
-from loader import linear
 from loader.across import across
 from loader.compile_job import read_onednn_from, write_job
 from loader.graph import Graph, read_graph
 from loader.graphs import GraphShelf
-from loader.linear import (
-    MOST,
-    Compared,
-    compared,
-    crossover,
-    onednn,
-    prefer_onednn,
-    rewritten,
-)
+from loader.linear import MOST_ROWS, prefer_onednn, rewritten
 from loader.manifest import FileRef
+from loader.onednn import OneDnn, operator
 from loader.store import Store
-from runtime.config import Settings
-from runtime.kernels import chosen_kernels
 
 CPU = torch.device("cpu")
 DEEP, WIDE = 24, 40
 LAYER = ("linear", [WIDE, DEEP], [WIDE])
 TURNED = ("addmm", [DEEP, WIDE], [WIDE])
-needs_onednn = pytest.mark.skipif(onednn() is None, reason="this torch has no oneDNN")
+needs_onednn = pytest.mark.skipif(operator() is None, reason="this torch has no oneDNN")
 
 
 def text_of(*layers: tuple[str, list, list], dtype: str = "float32", **kwargs) -> bytes:
@@ -72,20 +62,16 @@ def weights_of(graph: Graph) -> list[torch.Tensor]:
     return [numbers(*w.shape).to(w.dtype) / 8 for w in graph.weights]
 
 
-class OneDnn:
+class Asked:
     """The operator, or what stands for it; keeps the sizes that it was asked for."""
 
-    def __init__(self, answer: Callable[..., torch.Tensor] | None = None) -> None:
-        self.asked: list[torch.Size] = []
-        self._answer = answer or onednn()
+    def __init__(self, layer: Callable[..., torch.Tensor] | None = None) -> None:
+        self.sizes: list[torch.Size] = []
+        self._layer = layer or operator()
 
     def __call__(self, x, *rest):
-        self.asked.append(x.shape)
-        return self._answer(x, *rest)
-
-
-def test_the_torch_that_is_pinned_has_the_operator() -> None:
-    assert onednn() is not None
+        self.sizes.append(x.shape)
+        return self._layer(x, *rest)
 
 
 ROWS = [
@@ -112,12 +98,12 @@ MORE = [
     ],
 )
 def test_a_layer_gives_what_torch_gives(layer, x) -> None:
-    graph, quicker = graph_of(layer), OneDnn()
-    sooner = rewritten(graph, 1, quicker)
+    graph, asked = graph_of(layer), Asked()
+    sooner = rewritten(graph, OneDnn(1, asked))
     given = [*weights_of(graph), x]
     with torch.inference_mode():
         (wanted,), (got,) = graph.plain(*given), sooner(*given)
-    assert quicker.asked == [x.shape]
+    assert len(asked.sizes) == 1
     torch.testing.assert_close(got, wanted)
     assert got.stride() == wanted.stride()
 
@@ -126,13 +112,13 @@ def test_a_layer_gives_what_torch_gives(layer, x) -> None:
 @pytest.mark.parametrize("layer", [LAYER, TURNED])
 def test_from_so_much_work_on(layer) -> None:
     """And never for fewer than four rows, which are bound by memory."""
-    graph, quicker = graph_of(layer), OneDnn()
+    graph, asked, one = graph_of(layer), Asked(), DEEP * WIDE
     with torch.inference_mode():
-        for least, rows in ((1, 4), (9 * DEEP * WIDE, 9), (9 * DEEP * WIDE + 1, 10)):
-            sooner = rewritten(graph, least, quicker)
+        for least, rows in ((1, 4), (10 * one, 10), (10 * one + 1, 11)):
+            sooner = rewritten(graph, OneDnn(least, asked))
             for asking in (1, rows - 1, rows):
                 sooner(*weights_of(graph), numbers(asking, DEEP))
-    assert [shape[0] for shape in quicker.asked] == [4, 9, 10]
+    assert [shape[0] for shape in asked.sizes] == [4, 10, 12]
 
 
 @pytest.mark.parametrize(
@@ -147,14 +133,14 @@ def test_from_so_much_work_on(layer) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_in_the_words_of_torch(layer, x) -> None:
-    graph, quicker = graph_of(layer), OneDnn()
+    graph, asked = graph_of(layer), Asked()
     words = []
-    for forward in (graph.plain, rewritten(graph, 1, quicker)):
+    for forward in (graph.plain, rewritten(graph, OneDnn(1, asked))):
         with pytest.raises(RuntimeError) as told:
             forward(*weights_of(graph), x)
         words.append(str(told.value))
     assert words[0] == words[1]
-    assert quicker.asked == []
+    assert asked.sizes == []
 
 
 @pytest.mark.parametrize(
@@ -164,6 +150,9 @@ def test_what_does_not_fit_is_refused_in_the_words_of_torch(layer, x) -> None:
         ([("addmm", [DEEP, WIDE], [1])], {}),
         ([("linear", [DEEP], [])], {}),
         ([("linear", [0, DEEP], [])], {}),
+        ([("linear", [15, DEEP], [])], {}),
+        ([("linear", [WIDE, 15], [])], {}),
+        ([("addmm", [DEEP, 15], [15])], {}),
         ([LAYER], {"dtype": "bfloat16"}),
         ([LAYER], {"bias_dtype": "float64"}),
         ([TURNED], {"beta": 2}),
@@ -171,13 +160,13 @@ def test_what_does_not_fit_is_refused_in_the_words_of_torch(layer, x) -> None:
     ],
 )
 def test_other_layers_stay_as_they_are(layers, changed) -> None:
-    assert rewritten(graph_of(*layers, **changed), 1, OneDnn()) is None
+    assert rewritten(graph_of(*layers, **changed), OneDnn(1, Asked())) is None
 
 
 def test_a_layer_that_only_a_crowd_of_rows_makes_large_stays_as_it_is() -> None:
-    graph = graph_of(("linear", [8, 8], []))
-    assert rewritten(graph, 4096 * 64, OneDnn()) is not None
-    assert rewritten(graph, 4096 * 64 + 1, OneDnn()) is None
+    graph, most = graph_of(LAYER), MOST_ROWS * DEEP * WIDE
+    assert rewritten(graph, OneDnn(most, Asked())) is not None
+    assert rewritten(graph, OneDnn(most + 1, Asked())) is None
 
 
 def test_what_an_op_made_is_no_weight() -> None:
@@ -197,18 +186,17 @@ def test_what_an_op_made_is_no_weight() -> None:
         "outputs": [{"name": "y", "value": {"node": "n"}}],
     }
     graph = read_graph(json.dumps(document).encode(), CPU)
-    assert rewritten(graph, 1, OneDnn()) is None
+    assert rewritten(graph, OneDnn(1, Asked())) is None
 
 
 @needs_onednn
 def test_each_layer_has_its_own_sizes() -> None:
-    graph = graph_of(LAYER, ("linear", [8, WIDE], []), ("addmm", [8, 6], [6]))
-    given = [*weights_of(graph), numbers(16, DEEP)]
-    quicker = OneDnn()
+    graph = graph_of(LAYER, ("linear", [20, WIDE], []), ("addmm", [20, 16], [16]))
+    given, asked = [*weights_of(graph), numbers(16, DEEP)], Asked()
     with torch.inference_mode():
-        got = rewritten(graph, 1, quicker)(*given)
+        got = rewritten(graph, OneDnn(1, asked))(*given)
         torch.testing.assert_close(got, graph.plain(*given))
-    assert [shape[1] for shape in quicker.asked] == [DEEP, WIDE, 8]
+    assert [shape[1] for shape in asked.sizes] == [DEEP, WIDE, 20]
 
 
 @needs_onednn
@@ -216,8 +204,8 @@ def test_each_layer_has_its_own_sizes() -> None:
 def test_several_models_of_the_graph_are_still_one_call(rank) -> None:
     """A chain of `baddbmm`, or torch.func.vmap, of torch's own ops: vmap has no rule
     for oneDNN's, and would go model by model."""
-    graph = graph_of(LAYER, ("linear", [8, WIDE], [8]))
-    prefer_onednn(graph, 1)
+    graph = graph_of(LAYER, ("linear", [16, WIDE], [16]))
+    prefer_onednn(graph, OneDnn(1, operator()))
     assert graph.forward is graph.eager is not graph.plain
     weights, x = weights_of(graph), numbers(5, *[3] * (rank - 2), 9, DEEP)
     stacks = [torch.stack([w * at for at in range(1, 6)]) for w in weights]
@@ -234,20 +222,20 @@ def test_what_onednn_will_not_do_torch_does_from_then_on() -> None:
     def fails(*args: object) -> torch.Tensor:
         raise RuntimeError("could not create a primitive")
 
-    graph, quicker = graph_of(LAYER, ("linear", [8, WIDE], [8])), OneDnn(fails)
-    sooner = rewritten(graph, 1, quicker)
+    graph, asked = graph_of(LAYER, ("linear", [16, WIDE], [16])), Asked(fails)
+    sooner = rewritten(graph, OneDnn(1, asked))
     given = [*weights_of(graph), numbers(16, DEEP)]
     with torch.inference_mode(), structlog.testing.capture_logs() as told:
         for _ in range(3):
             assert torch.equal(sooner(*given)[0], graph.plain(*given)[0])
-    assert len(quicker.asked) == 2  # each layer once
+    assert len(asked.sizes) == 2  # each layer once
     assert [line["event"] for line in told] == ["a linear layer leaves oneDNN"] * 2
 
 
 @needs_onednn
 def test_many_threads_at_once_with_ever_new_numbers_of_rows() -> None:
-    graph = graph_of(LAYER, ("linear", [8, WIDE], [8]))
-    sooner = rewritten(graph, 1, onednn())
+    graph = graph_of(LAYER, ("linear", [16, WIDE], [16]))
+    sooner = rewritten(graph, OneDnn(1, operator()))
     weights = weights_of(graph)
 
     def one(rows: int) -> bool:
@@ -261,82 +249,12 @@ def test_many_threads_at_once_with_ever_new_numbers_of_rows() -> None:
         assert all(threads.map(one, [4 + n % 97 for n in range(400)]))
 
 
-# -- the choice ----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("small", "large", "found"),
-    [
-        ((3.0e-6, 13e-6), (390e-6, 205e-6), 1 << 20),  # an EPYC of 2024
-        ((3.0e-6, 13e-6), (200e-6, 168e-6), 0),  # 1.19 times
-        ((3.0e-6, 13e-6), (200e-6, 165e-6), 1 << 22),  # 1.21 times
-        ((3.0e-6, 13e-6), (200e-6, 400e-6), 0),
-        ((3.0e-6, 3.0e-6), (390e-6, 205e-6), 1 << 18),  # nothing dearer to begin with
-        ((13e-6, 3.0e-6), (390e-6, 205e-6), 1 << 18),
-        ((3.0e-6, 3.9e-4), (390e-6, 300e-6), 1 << 26),
-        ((3.0e-6, 1.0e-3), (390e-6, 300e-6), 0),  # quicker only where none is
-    ],
-)
-def test_where_it_begins_to_pay(small, large, found) -> None:
-    told = crossover(small, large)
-    assert told.onednn_from == found
-    assert bool(told.reason) is not bool(found)
-    assert told.speedup == large[0] / large[1]
-
-
-@pytest.mark.parametrize(("seconds", "found"), [(0.5, True), (1.0, False), (2.0, False)])
-def test_the_quicker_one_is_chosen(monkeypatch, seconds, found) -> None:
-    """With a clock that each call moves by what it is said to take."""
-    now = [0.0]
-
-    def takes(share: float):
-        def layer(x, weight, *_):
-            now[0] += 1e-6 + share * x.numel() * weight.shape[0] * 1e-11
-            return x
-
-        return layer
-
-    monkeypatch.setattr(linear, "_linear", takes(1.0))
-    told = compared(takes(seconds), lambda: now[0])
-    assert bool(told.onednn_from) is found
-    assert told.speedup == pytest.approx(1 / seconds, rel=0.1)
-
-
-def test_it_is_measured_here() -> None:
-    found = compared(onednn())
-    assert found.onednn_from in (0, *(1 << power for power in range(18, 27, 2)))
-    assert found.onednn_from <= MOST
-    assert bool(found.reason) is not bool(found.onednn_from)
-
-
-def test_a_torch_without_it_goes_on() -> None:
-    def fails(*args: object) -> torch.Tensor:
-        raise RuntimeError("built without it")
-
-    for quicker in (None, fails):
-        found = compared(quicker)
-        assert found.onednn_from == 0
-        assert "oneDNN" in found.reason
-
-
-def test_the_settings_and_an_earlier_engine_have_their_say(monkeypatch) -> None:
-    settings = Settings(store="memory://")
-    monkeypatch.setattr(
-        "runtime.kernels.compared", lambda quicker: Compared(1 << 20, 1.9)
-    )
-    assert chosen_kernels(settings, CPU) == 1 << 20
-    assert chosen_kernels(settings, torch.device("cuda:0")) == 0
-    assert chosen_kernels(Settings(store="memory://", kernels="torch"), CPU) == 0
-    for inherited in (0, 1 << 22):
-        assert chosen_kernels(settings, CPU, inherited) == inherited
-
-
 # -- where it is acted on ------------------------------------------------------------
 
 
 @needs_onednn
-@pytest.mark.parametrize("onednn_from", [0, 1])
-async def test_a_shelf_gives_graphs_that_run_so(onednn_from) -> None:
+@pytest.mark.parametrize("onednn", [None, OneDnn(1, operator())])
+async def test_a_shelf_gives_graphs_that_run_so(onednn) -> None:
     text, store = text_of(LAYER), Store.open("memory://")
     await store.put("m/1/graph.json", text)
     digest = read_graph(text, CPU).digest
@@ -344,11 +262,11 @@ async def test_a_shelf_gives_graphs_that_run_so(onednn_from) -> None:
         directory="m/1", graph=FileRef("graph.json", len(text), digest)
     )
     with ThreadPoolExecutor(1) as threads:
-        shelf = GraphShelf(store, CPU, threads, onednn_from=onednn_from)
+        shelf = GraphShelf(store, CPU, threads, onednn=onednn)
         graph = await shelf.get(spec)
         await shelf.aclose()
     assert graph.forward is graph.eager
-    assert (graph.eager is graph.plain) is not bool(onednn_from)
+    assert (graph.eager is graph.plain) is (onednn is None)
 
 
 @pytest.mark.parametrize("onednn_from", [0, 1 << 20])
