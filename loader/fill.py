@@ -10,7 +10,6 @@ memory it fills, or need torch: it also runs in a process that only loads
 (runtime/porter/). Whatever `fill` raises, CancelledError too, no block is held then.
 """
 
-import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
@@ -26,6 +25,7 @@ from loader.keeping import Keeping
 from loader.placing import Placed, Placings, place
 from loader.pool import Pool
 from loader.pour import Pouring
+from loader.quota import cores
 from loader.ranges import CHUNK, Ranges
 from loader.room import Filled, Room, Wanted
 from loader.spool import Spool
@@ -34,7 +34,7 @@ from loader.tap import Dry, Tap
 from loader.threads import to_its_end
 from loader.verify import Damaged
 
-THREADS = max(1, min(8, (os.cpu_count() or 1) // 2))
+THREADS = max(1, min(8, cores() // 2))
 """Threads that read one file, if it may be verified by chunks: half of the cores at
 most, for those who answer need the others."""
 

@@ -11,7 +11,6 @@ of some hundred has a few that decide.
 """
 
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from itertools import pairwise
 from eviction.simulate.stack import lru_curve
 from eviction.simulate.trace import Trace
 from eviction.simulate.waits import Machine, simulate_waits
+from loader.quota import cores
 from runtime.simulate import policy_named
 
 GIB = 2**30
@@ -73,7 +73,7 @@ def survey(
     done: Callable[[Point], None] | None = None,
 ) -> list[Point]:
     """A point a budget, in their order."""
-    workers = min(workers or os.cpu_count() or 1, len(budgets))
+    workers = min(workers or cores(), len(budgets))
     came: dict[int, Point] = {}
     with ProcessPoolExecutor(
         workers,

@@ -4,10 +4,9 @@ Owns: these choices. Must not: measure (runtime/vram.py) or run anything
 (runtime/lanes.py).
 """
 
-import os
-
 import torch
 
+from loader.quota import cores
 from runtime.budget import default_reserve
 from runtime.config import Settings
 from runtime.loading import Unservable
@@ -54,11 +53,6 @@ def default_lanes(device: torch.device) -> int:
     """A lane for each core up to four; on a GPU two, so that one copies while the
     other computes (each stream has cuBLAS workspaces of its own: 64 MiB)."""
     return 2 if device.type == "cuda" else min(4, cores())
-
-
-def cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def lanes_of(settings: Settings, device: torch.device) -> int:

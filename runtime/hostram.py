@@ -13,33 +13,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from loader.cgroups import ROOT, groups, lines
+
 
 @dataclass(frozen=True, slots=True)
 class _Dialect:
     """Where one version of the controller keeps what."""
 
-    mount: str
     limits: tuple[str, ...]
     usage: str
     reclaimable: str
 
 
 _V2 = _Dialect(
-    mount="sys/fs/cgroup",
     # Above memory.high nothing is killed, but everything crawls: a limit to us.
     limits=("memory.max", "memory.high"),
     usage="memory.current",
     reclaimable="inactive_file",
 )
 _V1 = _Dialect(
-    mount="sys/fs/cgroup/memory",
     limits=("memory.limit_in_bytes",),
     usage="memory.usage_in_bytes",
     reclaimable="total_inactive_file",
 )
 
 
-def measure(root: Path = Path("/")) -> tuple[int, int]:
+def measure(root: Path = ROOT) -> tuple[int, int]:
     """(total, used) bytes under the tightest bound; OSError where there is no /proc.
 
     `total` is the smallest limit above us, `total - used` the smallest room under any.
@@ -51,49 +50,30 @@ def measure(root: Path = Path("/")) -> tuple[int, int]:
 
 
 def _machine(root: Path) -> tuple[int, int]:
-    lines = (root / "proc/meminfo").read_text().splitlines()
+    read = (root / "proc/meminfo").read_text().splitlines()
     kib = {
-        name: int(rest.split()[0])
-        for name, _, rest in (x.partition(":") for x in lines)
+        name: int(rest.split()[0]) for name, _, rest in (x.partition(":") for x in read)
     }
     return kib["MemTotal"] * 1024, (kib["MemTotal"] - kib["MemAvailable"]) * 1024
 
 
 def _groups(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, used) of each control group above us that has a limit."""
-    for line in _lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        dialect = _V1 if controllers else _V2
-        mount = root / dialect.mount
-        # A container may see only its own group, mounted as if it were the root, while
-        # the path is still the host's: folders that are not there are skipped.
-        group = mount / path.lstrip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(mount):
-                break
-            yield from _bounds(folder, dialect)
+    for folder, second in groups("memory", root):
+        yield from _bounds(folder, _V2 if second else _V1)
 
 
 def _bounds(folder: Path, dialect: _Dialect) -> Iterator[tuple[int, int]]:
-    usage = "".join(_lines(folder / dialect.usage))
+    usage = "".join(lines(folder / dialect.usage))
     if not usage.isdecimal():
         return
     reclaimable = sum(
         int(line.split()[1])
-        for line in _lines(folder / "memory.stat")
+        for line in lines(folder / "memory.stat")
         if line.split()[0] == dialect.reclaimable
     )
     used = max(0, int(usage) - reclaimable)
     for name in dialect.limits:
-        limit = "".join(_lines(folder / name))
+        limit = "".join(lines(folder / name))
         if limit.isdecimal():  # version 2 writes "max" for none
             yield int(limit), used
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

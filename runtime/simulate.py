@@ -7,7 +7,6 @@ Workers are processes of our own; what goes to them and comes back is our own da
 """
 
 import multiprocessing
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -19,6 +18,7 @@ from eviction.simulate.bounds import Clairvoyant, linear_bound, packed_bound
 from eviction.simulate.replay import Misses, replay
 from eviction.simulate.trace import Trace
 from eviction.simulate.waits import Machine, simulate_waits
+from loader.quota import cores
 
 BOUNDS = {"packed": packed_bound, "lp": linear_bound}
 CLAIRVOYANT = ("belady", "belady-cost", *BOUNDS)
@@ -91,7 +91,7 @@ def run(
     done: Callable[[Cell], None] | None = None,
 ) -> list[Cell]:
     """The cells in the order of `jobs`; `done` is told of each as it comes."""
-    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    workers = min(workers or cores(), len(jobs))
     if workers <= 1:
         cells = []
         for job in jobs:

@@ -9,7 +9,6 @@ between the models: this is M trainings, each with its own initial weights, shuf
 and targets, at a fraction of the cost of M loops over small tensors.
 """
 
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -20,6 +19,7 @@ import torch
 from torch.func import functional_call, stack_module_state, vmap
 from torch.nn import functional
 
+from loader.quota import cores
 from runtime.demo.digits import Digits
 from runtime.demo.fleet import Member
 
@@ -78,14 +78,14 @@ def train_side_by_side(
 
     # The dearest first: no long group is left over at the end.
     ordered = sorted(groups(members), key=lambda group: -group[0].architecture.cost)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as cores:
+    with ThreadPoolExecutor(cores()) as threads:
         try:
-            coming = [cores.submit(train, group, digits, step) for group in ordered]
+            coming = [threads.submit(train, group, digits, step) for group in ordered]
             for done in as_completed(coming):
                 yield from done.result()
         finally:
             left.set()
-            cores.shutdown(cancel_futures=True)
+            threads.shutdown(cancel_futures=True)
 
 
 class Abandoned(Exception):

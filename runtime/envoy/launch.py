@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
 
+from loader.quota import cores
 from runtime.config import Settings
 from runtime.envoy import rank
 from runtime.envoy.bootstrap import MODULE, bootstrap, ours
@@ -141,7 +142,7 @@ def _arguments(settings: Settings, folder: Path, shared: bool) -> list[str]:
     json_logs = settings.log_format == "json" or (
         settings.log_format == "auto" and not sys.stderr.isatty()
     )
-    ours_of_cores = len(os.sched_getaffinity(0)) // max(1, settings.frontends)
+    ours_of_cores = cores() // max(1, settings.frontends)
     threads = min(MOST_THREADS, max(1, ours_of_cores))
     return [
         *("--config-path", path),

@@ -8,6 +8,7 @@ import sys
 
 import torch
 
+from loader.quota import cores
 from loader.store import Store
 from runtime.config import Settings
 from runtime.porter.messages import Begin
@@ -24,7 +25,7 @@ def unfit(settings: Settings, store: Store, device: torch.device) -> str:
     # A class of the script that is run cannot be found from another process.
     if not store.url or type(store).__module__ == "__main__":
         return "no other process can open this store"
-    if settings.loader == "auto" and len(os.sched_getaffinity(0)) < 2:
+    if settings.loader == "auto" and cores() < 2:
         return "there is one core"
     return ""
 

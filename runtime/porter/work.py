@@ -21,6 +21,7 @@ from loader.cores import go_to
 from loader.fill import Filler
 from loader.placing import Placings
 from loader.pool import host_pool
+from loader.quota import cores
 from loader.spool import Spool
 from loader.store import Store
 from loader.tap import Tap
@@ -184,7 +185,7 @@ class Work:
             self._crew,
             host_pool(begin.threads + len(self._spare)),
             self._spool,
-            threads=min(4, len(os.sched_getaffinity(0))),
+            threads=min(4, cores()),
             step=STEP,
             inline=True,
             tap=None if self._tap is None else (self._tap, drawers),
