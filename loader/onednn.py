@@ -35,8 +35,9 @@ than oneDNN."""
 PAYS = 1.2
 """How much quicker oneDNN must be at a large layer. Below it the noise decides."""
 
-MARGIN = 1.2
-"""How much more must be saved than the dearer call costs."""
+MARGIN = 2.0
+"""How much more must be saved than the dearer call costs: rows are made up besides, and
+what gains next to nothing need not take memory."""
 
 FEWEST, MOST = 1 << 18, 1 << 26
 """The threshold lies between them: below are layers that nobody measured, and beyond
@@ -133,8 +134,8 @@ def crossover(small: tuple[float, float], large: tuple[float, float]) -> Compare
         return Compared(0, speedup, "not quicker here")
     saved = (large[0] - large[1]) / math.prod(_LARGE)
     pays = MARGIN * (small[1] - small[0]) / saved
-    # To the nearest power of four: servers of one kind of machine choose alike, mostly.
-    found = 1 << 2 * round(math.log2(max(pays, FEWEST)) / 2)
+    # To the nearest power of two: servers of one kind of machine choose alike, mostly.
+    found = 1 << round(math.log2(max(pays, FEWEST)))
     if found > MOST:
         return Compared(0, speedup, "quicker only at layers that are hardly met")
     return Compared(found, speedup)
