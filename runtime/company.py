@@ -34,6 +34,7 @@ class Company:
         """True if a request should wait for the end of its turn."""
         self._every = LOOK_EVERY
         self._left = LOOK_EVERY
+        self._drift = 0
         self._looking = False
         self._more = 0
         self._lonely = 0
@@ -45,7 +46,7 @@ class Company:
             return
         self._left -= 1
         if self._left <= 0:
-            self._left = self._every
+            self._left = self._next()
             self._looking, self._more = True, 0
             self._soon(self._looked)
 
@@ -64,4 +65,11 @@ class Company:
         if self._lonely >= LONELY:
             self.expected = False
             self._every = min(self._every * 2, LOOK_SELDOM)
-            self._left = self._every
+            self._left = self._next()
+
+    def _next(self) -> int:
+        """Requests until the next look. Another number each time: 32 callers whose
+        requests come together are else looked at for ever at the last one, after which
+        none comes."""
+        self._drift = (self._drift + 1) % LOOK_EVERY
+        return self._every + self._drift
