@@ -12,6 +12,7 @@ Either way the numbers are the single run's but for the order in which kernels a
 """
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import cast
 
 import torch
@@ -59,6 +60,25 @@ def stride_of(models: Sequence[Model]) -> int | None:
         ):
             return None
     return step
+
+
+def run_around(models: Sequence[Model], at: int, most: int) -> slice:
+    """Those around one of them that lie at a constant stride, so many at most.
+
+    `models` in the order of their places; of one graph.
+    """
+    steps = [stride_of(pair) for pair in pairwise(models)]
+    first, last = at, at
+    for near in range(max(0, at - 1), min(len(steps), at + 1)):
+        begin = end = near
+        while begin > 0 and steps[begin - 1] == steps[near]:
+            begin -= 1
+        while end + 1 < len(steps) and steps[end + 1] == steps[near]:
+            end += 1
+        if steps[near] is not None and end + 1 - begin > last - first:
+            first, last = begin, end + 1
+    first = max(first, min(at - most // 2, last + 1 - most))
+    return slice(first, min(last + 1, first + most))
 
 
 def stacked(models: Sequence[Model]) -> tuple[torch.Tensor, ...]:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
+from loader.alike import alike
 from loader.compile_job import JobInput
 from loader.compiled import Compiled, Terms
 from loader.generated import Forward
-from loader.pack_trial import TOLERANCE
 
 MOST_ELEMENTS = 1 << 14
 """Of an input in a trial: the largest size allowed is tried if all is not larger."""
@@ -121,25 +121,8 @@ def _compare(
             raise Disagrees(f"an output has another shape at sizes {said}")
         if mine.dtype != wanted.dtype:
             raise Disagrees(f"an output has another dtype at sizes {said}")
-        if not _alike(mine, wanted):
+        if not alike(mine, wanted):
             raise Disagrees(f"an output differs at sizes {said}")
-
-
-def _alike(mine: torch.Tensor, wanted: torch.Tensor) -> bool:
-    """Equal as far as the dtype tells, by the largest value: as packing has it."""
-    if not torch.equal(mine.isfinite(), wanted.isfinite()):
-        return False
-    finite = wanted.isfinite()
-    if not torch.equal(
-        mine.masked_fill(finite, 0).nan_to_num(1.5),
-        wanted.masked_fill(finite, 0).nan_to_num(1.5),
-    ):
-        return False
-    mine, wanted = mine.masked_fill(~finite, 0), wanted.masked_fill(~finite, 0)
-    if torch.equal(mine, wanted):
-        return True
-    gap = (mine.double() - wanted.double()).abs().max()
-    return bool(gap <= TOLERANCE.get(mine.dtype, 0.0) * wanted.double().abs().max())
 
 
 def _ratio(

@@ -12,16 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from loader.alike import TOLERANCE
 from loader.manifest import TensorSpec
 from loader.pack_errors import PackRefused
-
-TOLERANCE = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 5e-2,
-}
-"""Relative to an output's largest value. Other dtypes must be equal."""
 
 NOISE = 0.1
 SEED = 19

@@ -113,9 +113,11 @@ class Ways:
         models = [mate.model for mate, _ in group]
         if len(group) < LEAST:
             return None
-        shared = cross.forward(models, first, rows)
-        if shared is None:
+        found = cross.forward(models, models.index(model), first, rows)
+        if found is None:
             return None
+        shared, chosen = found
+        group, models = group[chosen], models[chosen]
         self._apart.discard(what)
         asked = [[job.asked for job in jobs] for _, jobs in group]
         work = partial(forward_across, shared, models, asked)

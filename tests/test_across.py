@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import runtime.cross
-from loader.across import across, stacked, stride_of
+from loader.across import across, run_around, stacked, stride_of
 from loader.load import Model
 from loader.pack import export, write
 from runtime.batch import Batcher
@@ -18,7 +18,7 @@ from runtime.compose import composed
 from runtime.conformance import Form
 from runtime.contents import tensor_of
 from runtime.counts import Counts
-from runtime.cross import LEAST, Cross, Verdict, key, trial
+from runtime.cross import LEAST, Cross, Disagrees, Verdict, key, trial
 from runtime.engine import Request
 from runtime.lanes import Lanes
 from runtime.pace import SEEN
@@ -52,6 +52,44 @@ async def test_each_model_gives_what_it_gives_alone(brought, net, apart) -> None
     home = models[0].weights[0].untyped_storage().data_ptr()
     inside = {weight.untyped_storage().data_ptr() == home for weight in weights}
     assert inside == {not apart}
+
+
+async def test_the_longest_run_around_a_model(brought) -> None:
+    """Who lies alone among gaps has none; and a call takes so many at most."""
+    models = await brought.bring("chain", 12)
+    del models[9], models[3]  # 0 1 2 | 4 5 6 7 8 | 10 11
+    found = [run_around(models, at, 16) for at in range(10)]
+    runs = [slice(0, 3)] * 3 + [slice(3, 8)] * 5 + [slice(7, 9), slice(8, 10)]
+    assert found == runs
+    for at in range(10):
+        run = run_around(models, at, 4)
+        assert run.start <= at < run.stop
+        assert run.stop - run.start == min(4, runs[at].stop - runs[at].start)
+        assert stride_of(models[run]) is not None
+    del models[6], models[4]  # 0 1 2 | 4 | 6 | 8 | 10 11
+    assert run_around(models, 4, 16) == slice(2, 7), (
+        "2, 4, 6, 8 and 10 are a stride apart too"
+    )
+    assert run_around(models[3:4], 0, 16) == slice(0, 1)
+
+
+async def test_models_beyond_a_gap_are_calls_of_their_own(brought, bench) -> None:
+    models = await brought.bring("chain", 2 * LEAST + 1)
+    del models[LEAST]
+    x = rows("chain", 1)
+    pays(bench.cross, models[0], x)
+    (what,) = bench.cross._verdicts
+    verdict = bench.cross._verdicts[what]
+    bench.cross._verdicts[what] = replace(verdict, copied=0.0)
+    calls = []
+    start = bench.lanes.start
+    bench.lanes.start = lambda work: calls.append(work) or start(work)
+    answers = await asyncio.gather(*[bench.batcher.run(m, asked(m, x)) for m in models])
+    assert len(calls) == 2
+    for model, parts in zip(models, answers, strict=True):
+        with torch.inference_mode():
+            alone = model.forward((x,))[0]
+        torch.testing.assert_close(torch.from_numpy(parts[0].array.copy()), alone)
 
 
 async def test_a_chain_is_one_call_a_layer(brought) -> None:
@@ -237,7 +275,7 @@ async def test_the_first_use_is_tried_behind_the_requests(brought, bench) -> Non
     assert verdict.in_place > 0
     assert verdict.copied < verdict.in_place
     models[0].graph.forward = lambda *tensors: models[0].graph.eager(*tensors)
-    assert bench.cross.forward(models, asked(models[0], x), 1) is None, "tried anew"
+    assert bench.cross.forward(models, 0, asked(models[0], x), 1) is None, "tried anew"
 
 
 async def test_answers_that_differ_keep_models_apart(brought) -> None:
@@ -245,7 +283,7 @@ async def test_answers_that_differ_keep_models_apart(brought) -> None:
     model.graph.forward = lambda *tensors: tuple(
         y + 1 for y in model.graph.eager(*tensors)
     )
-    with pytest.raises(AssertionError):
+    with pytest.raises(Disagrees):
         trial(model.graph, [rows("chain", 1)], CPU)
 
 
