@@ -14,7 +14,7 @@ from torch import fx
 
 from loader.generated import Forward, generate, nodes_of
 from loader.graph import Graph, WeightSpec
-from loader.onednn import LEAST_ROWS, Layer, OneDnn, torch_linear
+from loader.onednn import LEAST_ROWS, Full, Layer, OneDnn, Share, torch_linear
 
 log = structlog.get_logger()
 
@@ -22,9 +22,10 @@ MOST_ROWS = 4096
 """A layer so small that only more rows would make it large: hardly a request has them,
 and it is called as torch has it."""
 
-NARROW = 16
-"""Outputs, or numbers a row, below which oneDNN is slower however many rows there are:
-1024 rows by 1024 x 2 took 244 us, and 132 in MKL."""
+NARROW = 32
+"""Outputs, or numbers a row, below which oneDNN may be slower however many rows there
+are: 1024 rows by 1024 x 2 took 244 us, 132 in MKL; 320 rows by 1024 x 20, 333 and 207.
+"""
 
 _addmm = cast(Layer, torch._C._VariableFunctions.addmm)
 
@@ -41,7 +42,10 @@ def rewritten(graph: Graph, onednn: OneDnn) -> Forward | None:
     nodes = nodes_of(graph.plain)
     # A graph's weights are its first placeholders.
     weights = dict(zip(nodes.nodes, graph.weights, strict=False))
-    layers = {node: _layer(node, weights, onednn) for node in nodes.nodes}
+    share = Share(onednn)
+    layers = {
+        node: _layer(node, weights, onednn.onednn_from, share) for node in nodes.nodes
+    }
     if not any(layers.values()):
         return None
     made, places = fx.Graph(), dict[fx.Node, fx.Node]()
@@ -53,7 +57,10 @@ def rewritten(graph: Graph, onednn: OneDnn) -> Forward | None:
 
 
 def _layer(
-    node: fx.Node, weights: Mapping[fx.Node, WeightSpec], onednn: OneDnn
+    node: fx.Node,
+    weights: Mapping[fx.Node, WeightSpec],
+    onednn_from: int,
+    share: Share,
 ) -> Layer | None:
     """What to call in place of this node; None to leave it."""
     if node.op != "call_function" or node.kwargs:
@@ -73,17 +80,17 @@ def _layer(
     known = bias is None or _fits(weights.get(cast(fx.Node, bias)), wide)
     if not known or min(wide, deep) < NARROW:
         return None
-    rows = max(LEAST_ROWS, -(-onednn.onednn_from // (wide * deep)))
+    rows = max(LEAST_ROWS, -(-onednn_from // (wide * deep)))
     if rows > MOST_ROWS:
         return None
-    return (_turned if turned else _plain)(deep, rows, onednn)
+    return (_turned if turned else _plain)(deep, rows, share)
 
 
 def _fits(bias: WeightSpec | None, wide: int) -> bool:
     return bias is not None and bias.dtype is torch.float32 and bias.shape == (wide,)
 
 
-def _plain(deep: int, rows: int, onednn: OneDnn) -> Layer:
+def _plain(deep: int, rows: int, share: Share) -> Layer:
     """`linear` of inputs whose rows have `deep` numbers: in oneDNN for so many rows.
 
     What does not fit is never handed to it, so that torch says what is wrong. That
@@ -103,20 +110,27 @@ def _plain(deep: int, rows: int, onednn: OneDnn) -> Layer:
             or not trusted
         ):
             return torch_linear(x, weight, bias)
+        failed = False
         try:
-            given = onednn.linear(x, weight, bias)
+            return share.linear(x, weight, bias)
+        except Full:
+            pass
         except RuntimeError as error:
-            given = torch_linear(x, weight, bias)  # fails too: the request was wrong
-            log.warning("a linear layer leaves oneDNN", reason=type(error).__name__)
+            # Out of memory it is not to blame, and torch, which needs less, may do it.
+            failed = "memory" not in str(error)
+        # Not in the `except`: there the failed call's tensors would still be held.
+        answer = torch_linear(x, weight, bias)  # fails too: the request was wrong
+        if failed:
+            log.warning("a linear layer leaves oneDNN", numbers_a_row=deep)
             trusted = False
-        return torch_linear(x, weight, bias) if given is None else given
+        return answer
 
     return linear
 
 
-def _turned(deep: int, rows: int, onednn: OneDnn) -> Layer:
+def _turned(deep: int, rows: int, share: Share) -> Layer:
     """The same for `addmm`, whose weight lies the other way round."""
-    linear, fewest = _plain(deep, rows, onednn), rows * deep
+    linear, fewest = _plain(deep, rows, share), rows * deep
 
     def addmm(
         bias: torch.Tensor, x: torch.Tensor, weight: torch.Tensor

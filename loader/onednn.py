@@ -23,7 +23,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
+import structlog
 import torch
+
+log = structlog.get_logger()
 
 Layer = Callable[..., torch.Tensor]
 Clock = Callable[[], float]
@@ -43,9 +46,13 @@ FEWEST, MOST = 1 << 18, 1 << 26
 """The threshold lies between them: below are layers that nobody measured, and beyond
 hardly any of a small model's."""
 
-KEPT = 256
-"""Sizes (rows made up, numbers a row, outputs) for which oneDNN is asked to write code.
-It keeps 512 before it begins to forget, and each thread that forgets keeps its own."""
+MOST_ROWS = 512
+"""Rows of one call; more are several: a layer has 27 numbers of rows at most."""
+
+KEPT, KEPT_EACH = 256, 96
+"""Sizes for which oneDNN is asked to write code, and those that one graph may have of
+them: callers choose the rows, and nothing is given back (oneDNN forgets after 512, but
+the heap stays as large). Some 200 MB."""
 
 WARM_UPS = 3
 ROUNDS = 12
@@ -72,37 +79,78 @@ def operator() -> Layer | None:
     return None if found is None else cast(Layer, found.default)
 
 
+Size = tuple[int, ...]
+"""Rows (made up), numbers a row, outputs, whether there is a bias, the weight's step:
+each of them is code of its own."""
+
+
+class Full(Exception):
+    """There are as many sizes as there may be."""
+
+
 class OneDnn:
-    """Runs layers there. One for a process; called from any lane, and from the loop."""
+    """oneDNN in this process: where it is used from, and the sizes that it has met."""
 
     def __init__(self, onednn_from: int, layer: Layer) -> None:
         self.onednn_from = onednn_from
-        self._layer = layer
-        self._sizes: set[tuple[int, int, int]] = set()
+        self.layer = layer
+        self.sizes: set[Size] = set()
+        self._said = False
+
+    def full(self) -> None:
+        """Says so, once: from now on new sizes are as slow as without oneDNN."""
+        if not self._said:
+            self._said = True
+            log.warning("oneDNN is asked for no more sizes", sizes=len(self.sizes))
+
+
+class Share:
+    """One graph's use of it. Called from any lane, and from the loop."""
+
+    def __init__(self, whole: OneDnn) -> None:
+        self._whole = whole
+        self._layer = whole.layer
+        self._sizes: set[Size] = set()
 
     def linear(
         self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        """The layer's outputs; None if there are too many sizes already. float32; the
-        last dimensions fit, and the bias is contiguous. RuntimeError: it cannot."""
-        wide, deep = weight.shape
+    ) -> torch.Tensor:
+        """The layer's outputs. float32; the last dimensions fit, and the bias is
+        contiguous. Raises Full; RuntimeError: it cannot."""
+        deep, wide = weight.shape[1], weight.shape[0]
         rows = x.numel() // deep
+        if rows > MOST_ROWS:
+            flat = x.reshape(rows, deep)
+            parts = [
+                self.linear(flat[at : at + MOST_ROWS], weight, bias)
+                for at in range(0, rows, MOST_ROWS)
+            ]
+            return torch.cat(parts).view(*x.shape[:-1], wide)
         made_up = rows_for(rows)
-        size = made_up, deep, wide
-        if size not in self._sizes:
-            if len(self._sizes) >= KEPT:
-                return None
-            self._sizes.add(size)
+        size = made_up, deep, wide, bias is None, weight.stride(0)
+        new = size not in self._sizes
+        if new and (len(self._sizes) >= KEPT_EACH or self._is_full(size)):
+            self._whole.full()
+            raise Full
         if made_up == rows:
-            return self._layer(x, weight, bias, "none", [], "")
-        filled = _pad(x.reshape(rows, deep), (0, 0, 0, made_up - rows))
-        given = self._layer(filled, weight, bias, "none", [], "")
-        return given[:rows].view(*x.shape[:-1], wide)
+            given = self._layer(x, weight, bias, "none", [], "")
+        else:
+            filled = _pad(x.reshape(rows, deep), (0, 0, 0, made_up - rows))
+            given = self._layer(filled, weight, bias, "none", [], "")
+            given = given[:rows].view(*x.shape[:-1], wide)
+        if new:
+            self._sizes.add(size)
+            self._whole.sizes.add(size)
+        return given
+
+    def _is_full(self, size: Size) -> bool:
+        sizes = self._whole.sizes
+        return len(sizes) >= KEPT and size not in sizes
 
 
 def rows_for(rows: int) -> int:
-    """So many, or some more: four numbers from each power of two to the next, which are
-    a fifth more at most (from 17 on)."""
+    """So many, or some more, a fourth at most: four numbers from each power of two to
+    the next, and every second one up to 16."""
     step = 1 << max((rows - 1).bit_length() - 3, 1)
     return -(-rows // step) * step
 

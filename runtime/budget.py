@@ -95,7 +95,7 @@ def default_reserve(total: int, on_gpu: bool) -> int:
     covers a few lanes and a batch of a small model. 5 % lets a large card run large
     batches; beyond 4 GiB it would only waste memory on models this server is for.
     On a CPU there are no workspaces, and the kernels that are made late are bounded
-    (loader/onednn.py: some 150 MB): half of both bounds.
+    (loader/onednn.py: some 200 MB): half of both bounds.
     A quarter of the device is the most in any case, or a small one would hold nothing.
     """
     low, high = (512 * MIB, 4 * GIB) if on_gpu else (256 * MIB, 2 * GIB)

@@ -17,8 +17,7 @@ def chosen_kernels(
     settings: Settings, device: torch.device, inherited: int | None = None
 ) -> OneDnn | None:
     """oneDNN, if layers shall run there. `inherited`: from where on they did in an
-    engine before this one, so that its answers and ours are the same to the last bit.
-    """
+    engine before this one, so that the same layers do in ours."""
     layer = operator()
     if device.type != "cpu" or settings.kernels == "torch" or layer is None:
         return None

@@ -1,14 +1,19 @@
 """oneDNN: when it is chosen, and that it keeps no more than it may."""
 
 import pytest
+import structlog
 import torch
 
 from loader import onednn
 from loader.onednn import (
     KEPT,
+    KEPT_EACH,
     MOST,
+    MOST_ROWS,
     Compared,
+    Full,
     OneDnn,
+    Share,
     compared,
     crossover,
     operator,
@@ -25,9 +30,9 @@ def test_the_torch_that_is_pinned_has_the_operator() -> None:
 
 
 def test_rows_are_made_up_to_a_few_numbers() -> None:
-    made_up = [rows_for(rows) for rows in range(4, 4097)]
+    made_up = [rows_for(rows) for rows in range(4, MOST_ROWS + 1)]
     assert made_up[:14] == [4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14, 16, 16, 20]
-    assert len(set(made_up)) == 39
+    assert len(set(made_up)) == 27
     for rows, found in enumerate(made_up, 4):
         assert rows <= found <= max(rows + 1, 1.25 * rows - 1)
         assert rows_for(found) == found
@@ -43,32 +48,93 @@ def test_rows_that_are_made_up_change_no_answer() -> None:
 
     x, weight, bias = torch.rand(3, 7, 20), torch.rand(30, 20), torch.rand(30)
     with torch.inference_mode():
-        got = OneDnn(1, layer).linear(x, weight, bias)
+        got = Share(OneDnn(1, layer)).linear(x, weight, bias)
         torch.testing.assert_close(got, torch._C._nn.linear(x, weight, bias))
     (made_up,) = asked
     assert made_up.shape == (24, 20)
     assert (made_up[21:] == 0).all()
 
 
-def test_it_is_asked_for_so_many_sizes_and_no_more() -> None:
-    """Each costs half a megabyte, and who asks chooses how many rows."""
-    asked = set()
+@pytest.mark.parametrize("rows", [MOST_ROWS + 1, 2 * MOST_ROWS, 3000])
+def test_many_rows_are_several_calls(rows) -> None:
+    asked = []
 
-    def layer(x, weight, *_):
-        asked.add((x.shape[0], *weight.shape))
+    def layer(x, weight, bias, *_):
+        asked.append(x.shape[0])
+        return torch._C._nn.linear(x, weight, bias)
+
+    x, weight = torch.rand(rows, 8), torch.rand(5, 8)
+    with torch.inference_mode():
+        got = Share(OneDnn(1, layer)).linear(x.view(1, rows, 8), weight, None)
+        torch.testing.assert_close(got, (x @ weight.T).view(1, rows, 5))
+    whole, rest = divmod(rows, MOST_ROWS)
+    assert asked == [MOST_ROWS] * whole + [rows_for(rest)] * bool(rest)
+
+
+class Counted:
+    """Counts the sizes that it is asked for."""
+
+    def __init__(self) -> None:
+        self.sizes: set[tuple[int, ...]] = set()
+
+    def __call__(self, x, weight, bias, *_):
+        self.sizes.add((*x.shape, len(weight), bias is None, weight.stride(0)))
         return x.new_empty(x.shape[0], weight.shape[0])
 
-    x, made = torch.zeros(1, 16), OneDnn(1, layer)
-    given = [
-        made.linear(x.expand(rows, 16), torch.empty(wide, 16), None) is not None
-        for wide in range(16, 26)
-        for rows in range(4, 1025)
-    ]
-    assert len(asked) == KEPT
-    assert given[0]
-    assert not given[-1]
-    # Those that it knows go on.
-    assert made.linear(x.expand(4, 16), torch.empty(16, 16), None) is not None
+
+def all_rows(share: Share, wide: int) -> list[bool]:
+    """Whether it takes each number of rows, by such a weight: with a bias, without, and
+    the other way round."""
+    x, taken = torch.zeros(1, 16), []
+    forms = (
+        (torch.empty(wide, 16), None),
+        (torch.empty(wide, 16), torch.empty(wide)),
+        (torch.empty(16, wide).t(), None),
+    )
+    for rows in range(4, 3 * MOST_ROWS):
+        for weight, bias in forms:
+            try:
+                share.linear(x.expand(rows, 16), weight, bias)
+                taken.append(True)
+            except Full:
+                taken.append(False)
+    return taken
+
+
+def test_a_graph_and_all_of_them_have_so_many_sizes_and_no_more() -> None:
+    """Each costs half a megabyte, and callers choose how many rows they send."""
+    layer = Counted()
+    whole = OneDnn(1, layer)
+    with structlog.testing.capture_logs() as told:
+        for graph in range(5):
+            share = Share(whole)
+            wide = 17 + 2 * graph
+            taken = all_rows(share, wide) + all_rows(share, wide + 1)
+            assert taken[0] is (graph < 3), "one graph leaves room for others"
+            assert not taken[-1]
+            assert len(layer.sizes) == min(KEPT, (graph + 1) * KEPT_EACH)
+            # Those that it knows go on.
+            assert all_rows(share, wide)[0] is (graph < 3)
+    assert [line["event"] for line in told] == ["oneDNN is asked for no more sizes"]
+
+
+def test_graphs_share_what_they_have_in_common() -> None:
+    layer = Counted()
+    whole = OneDnn(1, layer)
+    for _ in range(5):
+        share = Share(whole)
+        share.linear(torch.zeros(8, 16), torch.empty(17, 16), None)
+    assert len(whole.sizes) == len(layer.sizes) == 1
+
+
+def test_a_size_that_failed_takes_no_place() -> None:
+    def fails(*args: object) -> torch.Tensor:
+        raise RuntimeError
+
+    whole = OneDnn(1, fails)
+    with pytest.raises(RuntimeError):
+        Share(whole).linear(torch.zeros(8, 16), torch.empty(17, 16), None)
+    assert not whole.sizes
 
 
 @pytest.mark.parametrize(

@@ -494,8 +494,8 @@ async def test_an_engine_that_is_killed_costs_nobody_an_answer(
             await tree.server.metrics()
         )
         assert 'hotset_requests_total{outcome="ok"' in await tree.server.metrics()
-    # Measured once: the next engine's answers are the first one's to the last bit.
-    assert (tmp_path / "log").read_text().count("linear layers run in") == 1
+    # Measured once, whatever was found: the next engine chooses as the first one did.
+    assert (tmp_path / "log").read_text().count("linear layers run ") == 1
 
 
 @pytest.mark.process

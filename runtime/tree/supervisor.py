@@ -145,7 +145,7 @@ class Supervisor:
             engine = self._engine = self._next or self._child("engine")
             self._next = None
             residents = self._residents if self._lives.trusting else None
-            # The next one's answers are the first one's, to the last bit.
+            # The next one runs the same layers in the same library.
             kernels = self._about.get("onednn_from")
             begin = Begin(
                 self._values,
