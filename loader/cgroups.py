@@ -16,8 +16,9 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[tuple[Path, bool]]:
     """The folder of each group above us that has this controller, innermost first; True
     for version 2."""
     for line in lines(root / "proc/self/cgroup"):
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
+        _, _, rest = line.partition(":")
+        controllers, colon, path = rest.partition(":")
+        if not colon or (controllers and controller not in controllers.split(",")):
             continue
         mount = root / "sys/fs/cgroup" / (controller if controllers else "")
         # A container may see only its own group, mounted as if it were the root, while
@@ -30,8 +31,8 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[tuple[Path, bool]]:
 
 
 def lines(path: Path) -> list[str]:
-    """Of a file of theirs; none if it is not there."""
+    """Of a file of theirs; none if it is not there. A group's name is any bytes."""
     try:
-        return path.read_text().splitlines()
+        return path.read_text(errors="surrogateescape").rstrip("\n").split("\n")
     except OSError:
         return []

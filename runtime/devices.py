@@ -50,9 +50,10 @@ def share_cores(device: torch.device, lanes: int) -> None:
 
 
 def default_lanes(device: torch.device) -> int:
-    """A lane for each core up to four; on a GPU two, so that one copies while the
-    other computes (each stream has cuBLAS workspaces of its own: 64 MiB)."""
-    return 2 if device.type == "cuda" else min(4, cores())
+    """A lane for each core from two, so that a long call holds nobody up, to four; on a
+    GPU two, so that one copies while the other computes (each stream has cuBLAS
+    workspaces of its own: 64 MiB)."""
+    return 2 if device.type == "cuda" else max(2, min(4, cores()))
 
 
 def lanes_of(settings: Settings, device: torch.device) -> int:

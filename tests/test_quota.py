@@ -49,6 +49,15 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Linux has group
             3,
             id="v1",
         ),
+        pytest.param(
+            "\n7\n8:cpu\n0::/a\x85b\n",
+            {"a\x85b/cpu.max": "200000 100000"},
+            2,
+            id="lines that say nothing, and a name with a newline of Unicode's",
+        ),
+        pytest.param(
+            "0::/\udcff\n", {"cpu.max": "200000 100000"}, 2, id="a name of any bytes"
+        ),
         pytest.param("0::/\n", {"cpu.max": "200000 0"}, 64, id="no period"),
         pytest.param("0::/\n", {"cpu.max": ""}, 64, id="nothing in it"),
         pytest.param("0::/\n", {"cpu.max": "much 100000"}, 64, id="no number"),
@@ -59,7 +68,7 @@ def test_the_tightest_quota_counts(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
     (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/cgroup").write_text(cgroup)
+    (tmp_path / "proc/self/cgroup").write_text(cgroup, errors="surrogateescape")
     for name, text in files.items():
         path = tmp_path / "sys/fs/cgroup" / name
         path.parent.mkdir(parents=True, exist_ok=True)
