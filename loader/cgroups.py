@@ -31,8 +31,10 @@ def groups(controller: str, root: Path = ROOT) -> Iterator[tuple[Path, bool]]:
 
 
 def lines(path: Path) -> list[str]:
-    """Of a file of theirs; none if it is not there. A group's name is any bytes."""
+    """Of a file of theirs, but empty ones; none if it is not there. A group's name is
+    any bytes."""
     try:
-        return path.read_text(errors="surrogateescape").rstrip("\n").split("\n")
+        said = path.read_text(errors="surrogateescape")
     except OSError:
         return []
+    return [line for line in said.split("\n") if line]

@@ -18,7 +18,7 @@ from loader.onednn import LEAST_ROWS, Full, Layer, OneDnn, Share, torch_linear
 
 log = structlog.get_logger()
 
-MOST_ROWS = 4096
+FARTHEST = 4096
 """A layer so small that only more rows would make it large: hardly a request has them,
 and it is called as torch has it."""
 
@@ -81,7 +81,7 @@ def _layer(
     if not known or min(wide, deep) < NARROW:
         return None
     rows = max(LEAST_ROWS, -(-onednn_from // (wide * deep)))
-    if rows > MOST_ROWS:
+    if rows > FARTHEST:
         return None
     return (_turned if turned else _plain)(deep, rows, share)
 
@@ -113,11 +113,12 @@ def _plain(deep: int, rows: int, share: Share) -> Layer:
         failed = False
         try:
             return share.linear(x, weight, bias)
-        except Full:
+        except (Full, MemoryError):
             pass
         except RuntimeError as error:
             # Out of memory it is not to blame, and torch, which needs less, may do it.
-            failed = "memory" not in str(error)
+            said = str(error)
+            failed = "allocate memory" not in said and "bad_alloc" not in said
         # Not in the `except`: there the failed call's tensors would still be held.
         answer = torch_linear(x, weight, bias)  # fails too: the request was wrong
         if failed:

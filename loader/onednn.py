@@ -10,8 +10,8 @@ it adds up.
 torch hands float32 matrices to MKL, which on an EPYC (Zen 5) did half of what it can:
 32 rows by 384 x 1536 took 395 us, and 212 in oneDNN. But oneDNN costs 10 us more a
 call, and it writes machine code for each number of rows of each layer, 0.5 ms and 0.6
-MB of heap. So rows are made up to one of a few numbers, and a process has so many of
-these at most (docs/decisions/0026-kernels-of-linear-layers.md).
+to 0.75 MB of heap. So rows are made up to one of a few numbers, and a process has so
+many of these at most (docs/decisions/0026-kernels-of-linear-layers.md).
 
 `onednn_from`, here and wherever it is handed on: multiplications from which a layer
 runs in oneDNN; 0: none does.
@@ -46,7 +46,7 @@ FEWEST, MOST = 1 << 18, 1 << 26
 """The threshold lies between them: below are layers that nobody measured, and beyond
 hardly any of a small model's."""
 
-MOST_ROWS = 512
+ROWS_A_CALL = 512
 """Rows of one call; more are several: a layer has 27 numbers of rows at most."""
 
 KEPT, KEPT_EACH = 256, 96
@@ -119,14 +119,15 @@ class Share:
         contiguous. Raises Full; RuntimeError: it cannot."""
         deep, wide = weight.shape[1], weight.shape[0]
         rows = x.numel() // deep
-        if rows > MOST_ROWS:
+        if rows > ROWS_A_CALL:
             flat = x.reshape(rows, deep)
+            # The rest first: if its size is one too many, nothing was done in vain.
             parts = [
-                self.linear(flat[at : at + MOST_ROWS], weight, bias)
-                for at in range(0, rows, MOST_ROWS)
+                self.linear(flat[at : at + ROWS_A_CALL], weight, bias)
+                for at in reversed(range(0, rows, ROWS_A_CALL))
             ]
-            return torch.cat(parts).view(*x.shape[:-1], wide)
-        made_up = rows_for(rows)
+            return torch.cat(parts[::-1]).view(*x.shape[:-1], wide)
+        made_up = rows_for(max(rows, LEAST_ROWS))
         size = made_up, deep, wide, bias is None, weight.stride(0)
         new = size not in self._sizes
         if new and (len(self._sizes) >= KEPT_EACH or self._is_full(size)):

@@ -14,8 +14,9 @@ Owns: that guess. Must not: hold requests (runtime/batch.py) or know models.
 from collections.abc import Callable
 
 LOOK_EVERY = 16
-"""Requests between two looks while they come alone: a look costs a lap of the loop,
-and so many requests of a burst may run one by one before it is noticed."""
+"""Requests between two looks while they come alone, and fewer than so many again: a
+look costs a lap of the loop, and so many requests of a burst may run one by one before
+it is noticed."""
 
 LOOK_SELDOM = 1024
 """And between two looks after it has turned out, again and again, that what comes

@@ -102,7 +102,9 @@ class Cross:
         if not model.spec.max_batch_size:
             return False
         found = self._verdicts.get(key(model, asked, rows))
-        return found is None or bool(found.forward) or self._stale(found, model)
+        if found is None or self._stale(found, model):
+            return True
+        return found.forward is not None and max(found.in_place, found.copied) >= GAIN
 
     def forward(
         self, models: Sequence[Model], at: int, asked: Fitted, rows: int

@@ -7,7 +7,7 @@ Owns: that it is asked once, and what is said of it. Must not: rewrite a graph
 import structlog
 import torch
 
-from loader.onednn import OneDnn, compared, operator
+from loader.onednn import Layer, OneDnn, compared, operator
 from runtime.config import Settings
 
 log = structlog.get_logger()
@@ -18,15 +18,15 @@ def chosen_kernels(
 ) -> OneDnn | None:
     """oneDNN, if layers shall run there. `inherited`: from where on they did in an
     engine before this one, so that the same layers do in ours."""
-    layer = operator()
-    if device.type != "cpu" or settings.kernels == "torch" or layer is None:
+    if device.type != "cpu" or settings.kernels == "torch":
         return None
-    onednn_from = _measured() if inherited is None else inherited
-    return OneDnn(onednn_from, layer) if onednn_from else None
+    layer = operator()
+    onednn_from = _measured(layer) if inherited is None else inherited
+    return OneDnn(onednn_from, layer) if onednn_from and layer is not None else None
 
 
-def _measured() -> int:
-    found = compared(operator())
+def _measured(layer: Layer | None) -> int:
+    found = compared(layer)
     speedup = round(found.speedup, 2)
     if found.reason:
         log.info(

@@ -14,7 +14,7 @@ from loader.across import across
 from loader.compile_job import read_onednn_from, write_job
 from loader.graph import Graph, read_graph
 from loader.graphs import GraphShelf
-from loader.linear import MOST_ROWS, prefer_onednn, rewritten
+from loader.linear import FARTHEST, prefer_onednn, rewritten
 from loader.manifest import FileRef
 from loader.onednn import OneDnn, operator
 from loader.store import Store
@@ -164,7 +164,7 @@ def test_other_layers_stay_as_they_are(layers, changed) -> None:
 
 
 def test_a_layer_that_only_a_crowd_of_rows_makes_large_stays_as_it_is() -> None:
-    graph, most = graph_of(LAYER), MOST_ROWS * DEEP * WIDE
+    graph, most = graph_of(LAYER), FARTHEST * DEEP * WIDE
     assert rewritten(graph, OneDnn(most, Asked())) is not None
     assert rewritten(graph, OneDnn(most + 1, Asked())) is None
 
@@ -218,11 +218,19 @@ def test_several_models_of_the_graph_are_still_one_call(rank) -> None:
     assert ("baddbmm" in shared.__code__.co_names) is (rank == 2)
 
 
-def test_memory_that_ends_is_nobody_s_fault() -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("std::bad_alloc"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_ends_is_nobody_s_fault(error) -> None:
     """The call is torch's, which needs less of it, and the next one oneDNN's again."""
 
     def fails(*args: object) -> torch.Tensor:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        raise error
 
     graph, asked = graph_of(LAYER), Asked(fails)
     sooner = rewritten(graph, OneDnn(1, asked))

@@ -9,7 +9,7 @@ from loader.onednn import (
     KEPT,
     KEPT_EACH,
     MOST,
-    MOST_ROWS,
+    ROWS_A_CALL,
     Compared,
     Full,
     OneDnn,
@@ -30,7 +30,7 @@ def test_the_torch_that_is_pinned_has_the_operator() -> None:
 
 
 def test_rows_are_made_up_to_a_few_numbers() -> None:
-    made_up = [rows_for(rows) for rows in range(4, MOST_ROWS + 1)]
+    made_up = [rows_for(rows) for rows in range(4, ROWS_A_CALL + 1)]
     assert made_up[:14] == [4, 6, 6, 8, 8, 10, 10, 12, 12, 14, 14, 16, 16, 20]
     assert len(set(made_up)) == 27
     for rows, found in enumerate(made_up, 4):
@@ -55,7 +55,7 @@ def test_rows_that_are_made_up_change_no_answer() -> None:
     assert (made_up[21:] == 0).all()
 
 
-@pytest.mark.parametrize("rows", [MOST_ROWS + 1, 2 * MOST_ROWS, 3000])
+@pytest.mark.parametrize("rows", [ROWS_A_CALL + 1, 2 * ROWS_A_CALL, 3000])
 def test_many_rows_are_several_calls(rows) -> None:
     asked = []
 
@@ -67,8 +67,8 @@ def test_many_rows_are_several_calls(rows) -> None:
     with torch.inference_mode():
         got = Share(OneDnn(1, layer)).linear(x.view(1, rows, 8), weight, None)
         torch.testing.assert_close(got, (x @ weight.T).view(1, rows, 5))
-    whole, rest = divmod(rows, MOST_ROWS)
-    assert asked == [MOST_ROWS] * whole + [rows_for(rest)] * bool(rest)
+    whole, rest = divmod(rows, ROWS_A_CALL)
+    assert asked == [max(4, rows_for(rest))] * bool(rest) + [ROWS_A_CALL] * whole
 
 
 class Counted:
@@ -91,7 +91,7 @@ def all_rows(share: Share, wide: int) -> list[bool]:
         (torch.empty(wide, 16), torch.empty(wide)),
         (torch.empty(16, wide).t(), None),
     )
-    for rows in range(4, 3 * MOST_ROWS):
+    for rows in range(4, 3 * ROWS_A_CALL):
         for weight, bias in forms:
             try:
                 share.linear(x.expand(rows, 16), weight, bias)
