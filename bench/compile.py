@@ -39,7 +39,7 @@ from loader.compiled import Compiled, Library
 from loader.generated import Forward
 from loader.graph import Graph, read_graph
 from loader.linear import prefer_onednn
-from loader.onednn import OneDnn, compared, operator
+from loader.onednn import compared, open_onednn, operator
 from loader.weights import unpack
 from runtime.compile_process import compiled_apart, job_folder
 from runtime.datatypes import TORCH
@@ -100,9 +100,8 @@ class Bench:
         # A second --quick finds what the first had compiled.
         kept = venvs.home() / "compiled" if options.quick else folder / "code"
         self._cache = CodeCache(kept)
-        layer = operator()
-        self._onednn_from = found = compared(layer).onednn_from
-        self._onednn = OneDnn(found, layer) if found and layer else None
+        self._onednn_from = compared(operator()).onednn_from
+        self._onednn = open_onednn(self._onednn_from)
         self._progress = progress
         self.found: dict[str, Found] = {}
 

@@ -38,7 +38,7 @@ from loader.compiled import Compiled, Library
 from loader.errors import ArtifactRefused
 from loader.graph import Graph, read_graph
 from loader.linear import prefer_onednn
-from loader.onednn import OneDnn, operator
+from loader.onednn import open_onednn
 
 FORMAT = 1
 """Of what we make of a graph; another number, another key."""
@@ -92,9 +92,7 @@ def work(folder: Path, cache: CodeCache) -> Result:
     """Compile unless it was, try, keep."""
     inputs = read_inputs(folder)
     graph = read_graph((folder / GRAPH).read_bytes(), torch.device("cpu"))
-    onednn_from, layer = read_onednn_from(folder), operator()
-    if onednn_from and layer is not None:
-        prefer_onednn(graph, OneDnn(onednn_from, layer))
+    prefer_onednn(graph, open_onednn(read_onednn_from(folder)))
     weights = read_weights(folder, graph.weights)
     key = key_of(graph, inputs)
     entry = cache.find(key)

@@ -14,13 +14,17 @@ from torch import fx
 
 from loader.generated import Forward, generate, nodes_of
 from loader.graph import Graph, WeightSpec
-from loader.onednn import LEAST_ROWS, Full, Layer, OneDnn, Share, torch_linear
+from loader.onednn import (
+    LEAST_ROWS,
+    ROWS_A_CALL,
+    Full,
+    Layer,
+    OneDnn,
+    Share,
+    torch_linear,
+)
 
 log = structlog.get_logger()
-
-FARTHEST = 4096
-"""A layer so small that only more rows would make it large: hardly a request has them,
-and it is called as torch has it."""
 
 NARROW = 32
 """Outputs, or numbers a row, below which oneDNN may be slower however many rows there
@@ -81,7 +85,7 @@ def _layer(
     if not known or min(wide, deep) < NARROW:
         return None
     rows = max(LEAST_ROWS, -(-onednn_from // (wide * deep)))
-    if rows > FARTHEST:
+    if rows > ROWS_A_CALL:  # no call of it would be large
         return None
     return (_turned if turned else _plain)(deep, rows, share)
 

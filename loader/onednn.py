@@ -104,6 +104,12 @@ class OneDnn:
             log.warning("oneDNN is asked for no more sizes", sizes=len(self.sizes))
 
 
+def open_onednn(onednn_from: int) -> OneDnn | None:
+    """oneDNN from so much work on; None for 0, or if this torch lacks its operator."""
+    layer = operator()
+    return OneDnn(onednn_from, layer) if onednn_from and layer is not None else None
+
+
 class Share:
     """One graph's use of it. Called from any lane, and from the loop."""
 

@@ -7,7 +7,7 @@ Owns: that it is asked once, and what is said of it. Must not: rewrite a graph
 import structlog
 import torch
 
-from loader.onednn import Layer, OneDnn, compared, operator
+from loader.onednn import OneDnn, compared, open_onednn, operator
 from runtime.config import Settings
 
 log = structlog.get_logger()
@@ -20,13 +20,11 @@ def chosen_kernels(
     engine before this one, so that the same layers do in ours."""
     if device.type != "cpu" or settings.kernels == "torch":
         return None
-    layer = operator()
-    onednn_from = _measured(layer) if inherited is None else inherited
-    return OneDnn(onednn_from, layer) if onednn_from and layer is not None else None
+    return open_onednn(_measured() if inherited is None else inherited)
 
 
-def _measured(layer: Layer | None) -> int:
-    found = compared(layer)
+def _measured() -> int:
+    found = compared(operator())
     speedup = round(found.speedup, 2)
     if found.reason:
         log.info(

@@ -14,9 +14,9 @@ from loader.across import across
 from loader.compile_job import read_onednn_from, write_job
 from loader.graph import Graph, read_graph
 from loader.graphs import GraphShelf
-from loader.linear import FARTHEST, prefer_onednn, rewritten
+from loader.linear import prefer_onednn, rewritten
 from loader.manifest import FileRef
-from loader.onednn import OneDnn, operator
+from loader.onednn import ROWS_A_CALL, OneDnn, operator
 from loader.store import Store
 
 CPU = torch.device("cpu")
@@ -164,7 +164,7 @@ def test_other_layers_stay_as_they_are(layers, changed) -> None:
 
 
 def test_a_layer_that_only_a_crowd_of_rows_makes_large_stays_as_it_is() -> None:
-    graph, most = graph_of(LAYER), FARTHEST * DEEP * WIDE
+    graph, most = graph_of(LAYER), ROWS_A_CALL * DEEP * WIDE
     assert rewritten(graph, OneDnn(most, Asked())) is not None
     assert rewritten(graph, OneDnn(most + 1, Asked())) is None
 
